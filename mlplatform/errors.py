@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class PlatformError(Exception):
@@ -13,7 +13,19 @@ class PlatformError(Exception):
 
 
 class SpecError(PlatformError):
-    """A config that names an unknown key or block, or a value its block can't take."""
+    """A config that names an unknown key or block, or a value its block can't take.
+
+    `problems` holds one (dotted path, message) pair per mistake, so that the command line can add where each value
+    came from. A block's constructor raises `SpecError("heads=8 is not ...")`; whoever builds it adds the path.
+    """
+
+    def __init__(self, message: str = "", problems: Sequence[tuple[str, str]] = ()) -> None:
+        self.problems: list[tuple[str, str]] = list(problems) or [("", message)]
+        super().__init__("\n".join(f"{path}: {text}" if path else text for path, text in self.problems))
+
+    def below(self, path: str) -> SpecError:
+        """Return the same error with `path` put before the problems that have no path yet."""
+        return SpecError(problems=[(own or path, text) for own, text in self.problems])
 
 
 class CheckpointError(PlatformError):

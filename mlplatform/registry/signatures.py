@@ -1,0 +1,176 @@
+"""Reads the signatures of registered classes and functions from their source, without importing them.
+
+Importing a block means importing torch (1.6 s here); reading all signatures with `ast` takes some 50 ms, so a config
+is checked in full before anything heavy starts. A test compares what is read here with `inspect.signature`.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mlplatform.errors import SpecError, did_you_mean, listing
+from mlplatform.places import PACKAGE
+from mlplatform.registry.vocabulary import NAMES
+
+T = TypeVar("T")
+ROOMS = ("blocks", "models", "processors", "data", "tasks", "training", "runs")
+MISSING: Any = object()
+_plugins: list[str] = []
+
+
+def block(name: str) -> Callable[[T], T]:
+    """Register a class or function as `group/kind`.
+
+    Arguments before the `*` of its signature are handed down by the parent; keyword-only ones are its YAML fields.
+    """
+    group, _, kind = name.partition("/")
+    if not group or not kind:
+        raise ValueError(f"@block({name!r}): write it as 'group/kind'")
+
+    def mark(thing: T) -> T:
+        thing.kind, thing.group = kind, group  # type: ignore[attr-defined]
+        return thing
+
+    return mark
+
+
+@dataclass(frozen=True)
+class Field:
+    """One YAML field of a kind: its annotation (as an object and as written) and its default."""
+
+    name: str
+    annotation: Any
+    text: str
+    default: Any = MISSING
+
+    @property
+    def required(self) -> bool:
+        return self.default is MISSING
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A registered kind as its source states it."""
+
+    name: str
+    group: str
+    module: str
+    qualname: str
+    handed: dict[str, bool]
+    """Arguments the parent hands down -> whether they must be given."""
+    fields: dict[str, Field]
+    doc: str
+    file: Path
+    line: int
+
+
+def use_plugins(packages: list[str]) -> None:
+    """Add the blocks of outside packages. Only ever called for the user's own command line or conf."""
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise SpecError(f"plugins: no package '{package}' is installed")
+        if package not in _plugins:
+            _plugins.append(package)
+            kinds.cache_clear()
+
+
+@lru_cache(maxsize=1)
+def kinds() -> dict[str, Kind]:
+    """Return every registered kind by name."""
+    found: dict[str, Kind] = {}
+    for module, file in _sources():
+        source = file.read_text(encoding="utf-8")
+        if "@block(" not in source:
+            continue
+        for kind in _kinds_in(ast.parse(source), module, file):
+            if kind.name in found:
+                raise TypeError(f"kind '{kind.name}' is registered in {found[kind.name].file} and in {file}")
+            found[kind.name] = kind
+    return found
+
+
+def lookup(name: object, group: str | None = None) -> Kind:
+    """Return the kind of that name; SpecError with the nearest name when there is none in the group."""
+    fitting = {k: v for k, v in kinds().items() if group in (None, v.group)}
+    if isinstance(name, str) and name in fitting:
+        return fitting[name]
+    other = kinds().get(name) if isinstance(name, str) else None
+    if other is not None:
+        raise SpecError(
+            f"'{name}' is a {other.group}, not a {group}; a {group} is one of {listing(sorted(fitting), 40)}"
+        )
+    what = group or "kind"
+    raise SpecError(f"no {what} '{name}'{did_you_mean(str(name), fitting)}; there are {listing(sorted(fitting), 40)}")
+
+
+def _sources() -> Iterator[tuple[str, Path]]:
+    roots = [(f"mlplatform.{room}", PACKAGE / room) for room in ROOMS]
+    for package in _plugins:
+        spec = importlib.util.find_spec(package)
+        if spec is not None and spec.origin is not None:
+            roots.append((package, Path(spec.origin).parent))
+    for name, folder in roots:
+        for file in sorted(folder.rglob("*.py")):
+            parts = file.relative_to(folder).with_suffix("").parts
+            yield ".".join((name, *(p for p in parts if p != "__init__"))), file
+
+
+def _kinds_in(tree: ast.Module, module: str, file: Path) -> Iterator[Kind]:
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    for node in tree.body:
+        if not isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+            continue
+        for decorator in node.decorator_list:
+            if isinstance(decorator, ast.Call) and getattr(decorator.func, "id", "") == "block":
+                group, _, name = ast.literal_eval(decorator.args[0]).partition("/")
+                arguments = _constructor(node, classes).args
+                yield Kind(
+                    name=name,
+                    group=group,
+                    module=module,
+                    qualname=node.name,
+                    handed=_handed(arguments, method=isinstance(node, ast.ClassDef)),
+                    fields=_fields(arguments, f"{file}:{node.lineno}"),
+                    doc=ast.get_docstring(node) or "",
+                    file=file,
+                    line=node.lineno,
+                )
+
+
+def _constructor(node: ast.ClassDef | ast.FunctionDef, classes: dict[str, ast.ClassDef]) -> ast.FunctionDef:
+    if isinstance(node, ast.FunctionDef):
+        return node
+    for item in node.body:
+        if isinstance(item, ast.FunctionDef) and item.name == "__init__":
+            return item
+    for base in node.bases:
+        if isinstance(base, ast.Name) and base.id in classes:
+            return _constructor(classes[base.id], classes)
+    raise TypeError(f"registered class {node.name} has no __init__ in its file")
+
+
+def _handed(arguments: ast.arguments, *, method: bool) -> dict[str, bool]:
+    names = [a.arg for a in arguments.args][1 if method else 0 :]
+    optional = len(arguments.defaults)
+    return {name: i < len(names) - optional for i, name in enumerate(names)}
+
+
+def _fields(arguments: ast.arguments, where: str) -> dict[str, Field]:
+    fields: dict[str, Field] = {}
+    for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
+        if argument.annotation is None:
+            raise TypeError(f"{where}: argument '{argument.arg}' has no annotation")
+        text = ast.unparse(argument.annotation)
+        try:
+            annotation = eval(text, {"__builtins__": {}}, NAMES)  # our own source, evaluated with the vocabulary only
+        except Exception as error:
+            raise TypeError(f"{where}: annotation '{text}' of '{argument.arg}' is not in the vocabulary") from error
+        value = MISSING if default is None else ast.literal_eval(default)
+        fields[argument.arg] = Field(argument.arg, annotation, text, value)
+    return fields
