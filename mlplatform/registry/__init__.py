@@ -6,6 +6,7 @@ from mlplatform.registry.schema import json_schema
 from mlplatform.registry.signatures import Field, Kind, block, kinds, lookup, use_plugins
 from mlplatform.registry.spec import Spec
 from mlplatform.registry.vocabulary import (
+    Activation,
     Child,
     Exceptions,
     Fraction,
@@ -20,6 +21,7 @@ from mlplatform.registry.vocabulary import (
 )
 
 __all__ = [
+    "Activation",
     "Child",
     "Exceptions",
     "Field",

@@ -12,29 +12,29 @@ from pydantic import TypeAdapter, ValidationError
 from mlplatform.errors import SpecError, did_you_mean, listing
 from mlplatform.registry.layering import merge, select
 from mlplatform.registry.signatures import Field, Kind, lookup
-from mlplatform.registry.targets import TARGET_GROUPS, check_target
+from mlplatform.registry.targets import check_target
 from mlplatform.registry.vocabulary import Alternatives, Chosen, Overlays, Slot
 
 Problems = Iterator[tuple[str, str]]
 
 
-def validate(data: Any, group: str | None = None, path: str = "") -> None:
+def validate(data: Any, group: str, path: str = "") -> None:
     """Raise one SpecError with all problems of a spec of that group; return nothing when it is sound."""
     problems = list(check_spec(data, group, path))
     if problems:
         raise SpecError(problems=problems)
 
 
-def check_spec(data: Any, group: str | None, path: str) -> Problems:
+def check_spec(data: Any, group: str, path: str) -> Problems:
     """Yield (path, message) for every problem of one spec and its children."""
     if not isinstance(data, Mapping):
-        yield path, f"a {group or 'spec'} is a mapping with a 'kind', not {data!r}"
+        yield path, f"a {group} is a mapping with a 'kind', not {data!r}"
         return
     if "_target_" in data:
         yield from check_target(data, group, path)
         return
     if "kind" not in data:
-        yield path, f"'kind' is missing; it names which {group or 'block'} this is"
+        yield path, f"'kind' is missing; it names which {group} this is"
         return
     try:
         kind = lookup(data["kind"], group)
@@ -83,6 +83,9 @@ def _check_value(value: Any, annotation: Any, siblings: Mapping[str, Any], kind:
     elif get_origin(annotation) in (list, tuple) and isinstance(value, (list, tuple)) and _holds_slot(annotation):
         for number, item in enumerate(value):
             yield from _check_value(item, get_args(annotation)[0], siblings, kind, f"{path}.{number}")
+    elif get_origin(annotation) is dict and _holds_slot(annotation) and isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _check_value(item, get_args(annotation)[1], siblings, kind, join(path, str(name)))
     else:
         yield from _check_leaf(value, annotation, path)
 
@@ -170,7 +173,8 @@ def _mark(annotation: Any) -> Any:
 
 
 def _holds_slot(annotation: Any) -> bool:
-    return bool(get_args(annotation)) and isinstance(_mark(get_args(annotation)[0]), Slot)
+    """Whether this is `list[Child[...]]` or `dict[str, Child[...]]`."""
+    return bool(get_args(annotation)) and isinstance(_mark(get_args(annotation)[-1]), Slot)
 
 
 @lru_cache(maxsize=512)

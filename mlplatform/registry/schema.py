@@ -22,9 +22,9 @@ def json_schema(group: str) -> dict[str, Any]:
     A file may leave out what it inherits, so nothing is required; unknown keys are refused everywhere.
     """
     every = kinds().values()
-    definitions: dict[str, Any] = {f"kind.{kind.name}": _of_kind(kind) for kind in every}
+    definitions: dict[str, Any] = {f"kind.{kind.group}.{kind.name}": _of_kind(kind) for kind in every}
     for name in sorted({kind.group for kind in every}):
-        options = [{"$ref": f"#/$defs/kind.{kind.name}"} for kind in every if kind.group == name]
+        options = [{"$ref": f"#/$defs/kind.{kind.group}.{kind.name}"} for kind in every if kind.group == name]
         definitions[f"group.{name}"] = {"anyOf": options + [_target(p) for p in TARGET_GROUPS.get(name, ())]}
     return {"$schema": DRAFT, "$ref": f"#/$defs/group.{group}", "$defs": definitions}
 
@@ -54,6 +54,8 @@ def _of_annotation(annotation: Any, kind: Kind) -> dict[str, Any]:
         return {"anyOf": [_of_annotation(option, kind) for option in get_args(annotation)]}
     if get_origin(annotation) is list and _holds_slot(annotation):
         return {"type": "array", "items": _of_annotation(get_args(annotation)[0], kind)}
+    if get_origin(annotation) is dict and _holds_slot(annotation):
+        return {"type": "object", "additionalProperties": _of_annotation(get_args(annotation)[1], kind)}
     return {"anyOf": [TypeAdapter(annotation).json_schema(), INTERPOLATION, {"const": "???"}]}
 
 

@@ -82,31 +82,30 @@ def use_plugins(packages: list[str]) -> None:
 
 @lru_cache(maxsize=1)
 def kinds() -> dict[str, Kind]:
-    """Return every registered kind by name."""
+    """Return every registered kind by `group/kind`."""
     found: dict[str, Kind] = {}
     for module, file in _sources():
         source = file.read_text(encoding="utf-8")
         if "@block(" not in source:
             continue
         for kind in _kinds_in(ast.parse(source), module, file):
-            if kind.name in found:
-                raise TypeError(f"kind '{kind.name}' is registered in {found[kind.name].file} and in {file}")
-            found[kind.name] = kind
+            key = f"{kind.group}/{kind.name}"
+            if key in found:
+                raise TypeError(f"'{key}' is registered in {found[key].file} and in {file}")
+            found[key] = kind
     return found
 
 
-def lookup(name: object, group: str | None = None) -> Kind:
-    """Return the kind of that name; SpecError with the nearest name when there is none in the group."""
-    fitting = {k: v for k, v in kinds().items() if group in (None, v.group)}
-    if isinstance(name, str) and name in fitting:
-        return fitting[name]
-    other = kinds().get(name) if isinstance(name, str) else None
-    if other is not None:
-        raise SpecError(
-            f"'{name}' is a {other.group}, not a {group}; a {group} is one of {listing(sorted(fitting), 40)}"
-        )
-    what = group or "kind"
-    raise SpecError(f"no {what} '{name}'{did_you_mean(str(name), fitting)}; there are {listing(sorted(fitting), 40)}")
+def lookup(name: object, group: str) -> Kind:
+    """Return the kind of that name in the group; SpecError with the nearest name when there is none."""
+    if f"{group}/{name}" in kinds():
+        return kinds()[f"{group}/{name}"]
+    fitting = sorted(kind.name for kind in kinds().values() if kind.group == group)
+    others = [kind.group for kind in kinds().values() if kind.name == name]
+    there = f"there are {listing(fitting, 40)}"
+    if others:
+        raise SpecError(f"'{name}' is a {others[0]}, not a {group}; {there}")
+    raise SpecError(f"no {group} '{name}'{did_you_mean(str(name), fitting)}; {there}")
 
 
 def _sources() -> Iterator[tuple[str, Path]]:

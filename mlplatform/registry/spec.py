@@ -22,7 +22,7 @@ class Spec:
     `self.mlp = mlp.build(dim=dim)`. Of what is handed, a block gets the arguments it names.
     """
 
-    def __init__(self, data: Mapping[str, Any], path: str = "", group: str | None = None) -> None:
+    def __init__(self, data: Mapping[str, Any], path: str, group: str) -> None:
         self.data = dict(data)
         self.path = path
         self.group = group
@@ -85,12 +85,15 @@ class Spec:
             if get_origin(option) is list and _holds_slot(option) and isinstance(value, list):
                 group = _mark(get_args(option)[0]).group
                 return [Spec(item, f"{join(self.path, name)}.{i}", group) for i, item in enumerate(value)]
+            if get_origin(option) is dict and _holds_slot(option) and isinstance(value, Mapping):
+                group = _mark(get_args(option)[1]).group
+                return {key: Spec(item, join(join(self.path, name), key), group) for key, item in value.items()}
             if get_origin(option) is tuple and isinstance(value, list):
                 return tuple(value)
         return value
 
     def _build_target(self, handed: dict[str, Any]) -> Any:
-        target = resolve_target(self.data["_target_"], self.group or "", self.path)
+        target = resolve_target(self.data["_target_"], self.group, self.path)
         known = inspect.signature(target).parameters
         given = {name: value for name, value in handed.items() if name in known}
         fields = {name: value for name, value in self.data.items() if name != "_target_"}

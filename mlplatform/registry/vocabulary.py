@@ -19,6 +19,9 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Text = Annotated[str, Field(min_length=1)]
+Activation = Literal[
+    "relu", "relu2", "gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "silu", "swish", "tanh", "sigmoid", "linear"
+]
 UNIT = r"(steps?|tokens?|epochs?|s|sec|seconds?|min|minutes?|h|hours?|%)"
 Interval = Annotated[str, Field(pattern=rf"^\s*\d+(\.\d+)?\s*[KMBT]?\s*{UNIT}\s*$")]
 
@@ -111,6 +114,7 @@ NAMES: dict[str, Any] = {
     "Fraction": Fraction,
     "Text": Text,
     "Interval": Interval,
+    "Activation": Activation,
     "Child": Child,
     "Exceptions": Exceptions,
     "Named": Named,

@@ -1,0 +1,1 @@
+"""The shared building blocks: small modules that a model's YAML composes."""

@@ -1,0 +1,150 @@
+"""Multi-head attention with grouped keys and values (arXiv:1706.03762, arXiv:2305.13245)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mlplatform.blocks.masks import attention_mask, memory_mask
+from mlplatform.context import Context
+from mlplatform.errors import SpecError
+from mlplatform.registry import Child, Fraction, Positive, PositiveFloat, Spec, block
+
+Bias = bool | Literal["qkv", "qvo"]
+
+
+class Heads(nn.Module):
+    """The projections every attention shares: q, k, v and out.
+
+    Args:
+        bias: true for a bias on all four, or the letters of those that have one (o for out).
+        kv_dim: width of what keys and values are made of, when it isn't dim.
+    """
+
+    def __init__(self, dim: int, heads: int, kv_heads: int, head_dim: int | None, bias: Bias, kv_dim: int = 0) -> None:
+        super().__init__()
+        if heads % kv_heads:
+            fits = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
+            raise SpecError(f"heads={heads} is not a multiple of kv_heads={kv_heads}; kv_heads may be {fits}")
+        if head_dim is None and dim % heads:
+            fits = ", ".join(str(n) for n in range(1, dim + 1) if dim % n == 0 and n <= 4 * heads)
+            raise SpecError(f"dim={dim} is not a multiple of heads={heads}; heads may be {fits}, or state head_dim")
+        self.heads, self.kv_heads = heads, kv_heads
+        self.head_dim = head_dim or dim // heads
+        biased = "qkvo" if bias is True else bias or ""
+        self.q = nn.Linear(dim, heads * self.head_dim, bias="q" in biased)
+        self.k = nn.Linear(kv_dim or dim, kv_heads * self.head_dim, bias="k" in biased)
+        self.v = nn.Linear(kv_dim or dim, kv_heads * self.head_dim, bias="v" in biased)
+        self.out = nn.Linear(heads * self.head_dim, dim, bias="o" in biased)
+        self.out.residual = True  # type: ignore[assignment]  # some initialisations shrink what is added to the residual
+
+    def split(self, x: Tensor) -> Tensor:
+        """(batch, length, heads * head_dim) -> (batch, heads, length, head_dim)"""
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def join(self, x: Tensor) -> Tensor:
+        """(batch, heads, length, head_dim) -> (batch, length, dim), through the output projection"""
+        return self.out(x.transpose(1, 2).flatten(2))
+
+
+@block("attention/attention")
+class Attention(Heads):
+    """Self-attention over the tower's own tokens.
+
+    Args:
+        heads: number of query heads; HF's `num_attention_heads`.
+        kv_heads: number of key and value heads; a divisor of heads, null for as many.
+        head_dim: features per head; null for dim / heads.
+        mask: `causal` (each token sees itself and earlier ones) or `full`.
+        window: how many keys a token sees at most, itself included; HF's `sliding_window`.
+        bias: true for all four projections, or the letters of those that have one (`qkv`, `qvo`).
+        qk_norm: the tower's norm over each head's queries and keys, before the rotation.
+        scale: factor on the scores; null for head_dim ** -0.5.
+        dropout: share of the attention weights set to zero in training.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        tower_norm: Spec,
+        context_length: int,
+        *,
+        heads: Positive,
+        kv_heads: Positive | None = None,
+        head_dim: Positive | None = None,
+        mask: Literal["causal", "full"] = "causal",
+        window: Positive | None = None,
+        bias: bool | Literal["qkv", "qvo"] = False,
+        qk_norm: bool = False,
+        rope: Child["rope"] | None = None,
+        scale: PositiveFloat | None = None,
+        dropout: Fraction = 0.0,
+    ) -> None:
+        super().__init__(dim, heads, kv_heads or heads, head_dim, bias)
+        self.causal = mask == "causal"
+        self.window = None if window is None else (window - 1, 0 if self.causal else window - 1)
+        self.scale, self.dropout = scale, dropout
+        self.q_norm = tower_norm.build(dim=self.head_dim) if qk_norm else None
+        self.k_norm = tower_norm.build(dim=self.head_dim) if qk_norm else None
+        self.rope = rope.build(head_dim=self.head_dim, context_length=context_length) if rope else None
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """(batch, length, dim) -> (batch, length, dim)"""
+        q, k, v = self.split(self.q(x)), self.split(self.k(x)), self.split(self.v(x))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.rope is not None:
+            q, k = self.rope(q, k, context)
+        if context.cache is not None:
+            k, v = context.cache.extend(self, k, v)
+        mask, causal = attention_mask(context, q.shape[2], k.shape[2], q.dtype, causal=self.causal, window=self.window)
+        mixed = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=causal,
+            scale=self.scale,
+            enable_gqa=self.kv_heads != self.heads,
+        )
+        return self.join(mixed)
+
+
+@block("attention/cross_attention")
+class CrossAttention(Heads):
+    """Attention from the tower's tokens to another tower's output, `context.memory`. Fields as in `attention`."""
+
+    def __init__(
+        self,
+        dim: int,
+        memory_dim: int,
+        *,
+        heads: Positive,
+        kv_heads: Positive | None = None,
+        head_dim: Positive | None = None,
+        bias: bool | Literal["qkv", "qvo"] = False,
+        scale: PositiveFloat | None = None,
+        dropout: Fraction = 0.0,
+    ) -> None:
+        super().__init__(dim, heads, kv_heads or heads, head_dim, bias, kv_dim=memory_dim)
+        self.scale, self.dropout = scale, dropout
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """(batch, length, dim) -> (batch, length, dim); memory is (batch, memory length, memory_dim)"""
+        memory = context.memory
+        if memory is None:
+            raise SpecError("cross-attention needs the output of an encoder; give encoder_hidden_states")
+        q, k, v = self.split(self.q(x)), self.split(self.k(memory)), self.split(self.v(memory))
+        mixed = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=memory_mask(context, q.dtype),
+            dropout_p=self.dropout if self.training else 0.0,
+            scale=self.scale,
+            enable_gqa=self.kv_heads != self.heads,
+        )
+        return self.join(mixed)

@@ -1,0 +1,59 @@
+"""Who may attend to whom: causal order, window, padding and packed documents, as one mask per forward pass."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mlplatform.context import Context
+
+Window = tuple[int, int]
+"""How many keys before and after a query it may see; the query itself is not counted."""
+
+
+def attention_mask(
+    context: Context, queries: int, keys: int, dtype: torch.dtype, *, causal: bool, window: Window | None
+) -> tuple[Tensor | None, bool]:
+    """Return (additive mask or None, whether the plain causal order is all there is).
+
+    The mask is (batch or 1, 1, queries, keys), 0 where a query may look and -inf where not; it is made once per pass.
+    A padded query looks at itself, so that no row is empty (an empty row would be NaN).
+    """
+    if queries == 1 and window is None and context.padding is None and context.documents is None:
+        return None, False  # one new token sees all before it
+    if queries == keys and (window is None) and context.padding is None and context.documents is None:
+        return None, causal
+    key = ("mask", causal, window, queries, keys, dtype)
+    if key not in context.memo:
+        allowed = _allowed(context, queries, keys, causal, window)
+        context.memo[key] = torch.zeros((), dtype=dtype, device=allowed.device).where(allowed, float("-inf"))
+    return context.memo[key], False
+
+
+def memory_mask(context: Context, dtype: torch.dtype) -> Tensor | None:
+    """Return the (batch, 1, 1, memory length) additive mask of the encoder's padding, or None without padding."""
+    if context.memory_padding is None:
+        return None
+    key = ("memory mask", dtype)
+    if key not in context.memo:
+        allowed = context.memory_padding.bool()[:, None, None, :]
+        context.memo[key] = torch.zeros((), dtype=dtype, device=allowed.device).where(allowed, float("-inf"))
+    return context.memo[key]
+
+
+def _allowed(context: Context, queries: int, keys: int, causal: bool, window: Window | None) -> Tensor:
+    device = context.positions.device
+    q = torch.arange(keys - queries, keys, device=device)[:, None]
+    k = torch.arange(keys, device=device)[None]
+    allowed = torch.ones(queries, keys, dtype=torch.bool, device=device)
+    if causal:
+        allowed = allowed & (k <= q)
+    if window is not None:
+        allowed = allowed & (q - k <= window[0]) & (k - q <= window[1])
+    allowed = allowed[None, None]
+    if context.padding is not None:
+        allowed = allowed & context.padding[:, None, None, :keys]
+    if context.documents is not None:
+        documents = context.documents
+        allowed = allowed & (documents[:, None, -queries:, None] == documents[:, None, None, :])
+    return allowed | (q == k)
