@@ -16,11 +16,12 @@ class Layer(nn.Module):
         dim: int,
         tower_norm: Spec,
         context_length: int,
-        memory_dim: int,
-        attention: Spec,
-        cross: Spec | None,
-        mlp: Spec,
-        dropout: float,
+        memory_dim: int = 0,
+        *,
+        attention: Child["attention"],
+        cross: Child["attention"] | None = None,
+        mlp: Child["mlp"],
+        dropout: Fraction = 0.0,
     ) -> None:
         super().__init__()
         handed = {"dim": dim, "tower_norm": tower_norm, "context_length": context_length}
@@ -37,20 +38,6 @@ class Layer(nn.Module):
 class PreNorm(Layer):
     """x + sublayer(norm(x)) for each sublayer (GPT-2, Llama). arXiv:2002.04745"""
 
-    def __init__(
-        self,
-        dim: int,
-        tower_norm: Spec,
-        context_length: int,
-        memory_dim: int = 0,
-        *,
-        attention: Child["attention"],
-        cross: Child["attention"] | None = None,
-        mlp: Child["mlp"],
-        dropout: Fraction = 0.0,
-    ) -> None:
-        super().__init__(dim, tower_norm, context_length, memory_dim, attention, cross, mlp, dropout)
-
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """(batch, length, dim) -> (batch, length, dim)"""
         x = x + self.dropout(self.attention(self.attention_norm(x), context))
@@ -62,20 +49,6 @@ class PreNorm(Layer):
 @block("layer/post_norm")
 class PostNorm(Layer):
     """norm(x + sublayer(x)) for each sublayer (the first Transformer, BERT). arXiv:1706.03762"""
-
-    def __init__(
-        self,
-        dim: int,
-        tower_norm: Spec,
-        context_length: int,
-        memory_dim: int = 0,
-        *,
-        attention: Child["attention"],
-        cross: Child["attention"] | None = None,
-        mlp: Child["mlp"],
-        dropout: Fraction = 0.0,
-    ) -> None:
-        super().__init__(dim, tower_norm, context_length, memory_dim, attention, cross, mlp, dropout)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """(batch, length, dim) -> (batch, length, dim)"""

@@ -1,0 +1,231 @@
+"""Heads: what a tower's last hidden states become. Each has `forward -> Output` and `loss -> (sum, count)`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mlplatform.blocks.activations import ACTIVATIONS
+from mlplatform.blocks.losses import IGNORED, cross_entropy_sum, linear_cross_entropy_sum
+from mlplatform.context import Context, Output
+from mlplatform.errors import SpecError
+from mlplatform.registry import Activation, Child, Fraction, Positive, Spec, block
+
+
+class VocabularyLinear(nn.Module):
+    """Logits over the vocabulary, by a matrix of its own or by the token table."""
+
+    def __init__(self, dim: int, table: nn.Embedding | None, tied: bool, bias: bool) -> None:
+        super().__init__()
+        if table is None:
+            raise SpecError("this head needs an input with a token table")
+        # A tuple keeps the table out of this module's own parameters: a tied weight has one name and is saved once.
+        self._table = (table,) if tied else None
+        self.out = None if tied else nn.Linear(dim, table.num_embeddings, bias=bias)
+        self.bias = nn.Parameter(torch.zeros(table.num_embeddings)) if tied and bias else None
+
+    @property
+    def weights(self) -> tuple[Tensor, Tensor | None]:
+        """Return (weight (vocab, dim), bias (vocab,) or None)."""
+        if self.out is not None:
+            return self.out.weight, self.out.bias
+        assert self._table is not None
+        return self._table[0].weight, self.bias
+
+    def reset_parameters(self) -> None:
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+@block("head/lm_head")
+class LMHead(VocabularyLinear):
+    """Logits of the next token.
+
+    Args:
+        tied: the matrix is the token table; HF's `tie_word_embeddings`.
+    """
+
+    task = "causal_lm"
+
+    def __init__(self, dim: int, table: nn.Module | None, *, tied: bool = False, bias: bool = False) -> None:
+        super().__init__(dim, table, tied, bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, context: Context) -> Output:
+        """(batch, length, dim) -> logits (batch, length, vocab)"""
+        return Output(logits=F.linear(x, *self.weights))
+
+    def loss(self, x: Tensor, labels: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """Labels (batch, length) are the input tokens themselves: position t is scored on label t + 1."""
+        return linear_cross_entropy_sum(x[:, :-1].flatten(0, 1), *self.weights, labels[:, 1:].flatten())
+
+
+@block("head/masked_lm_head")
+class MaskedLMHead(VocabularyLinear):
+    """Logits of the token at each position: dense, activation, norm, then the vocabulary. arXiv:1810.04805"""
+
+    task = "masked_lm"
+
+    def __init__(
+        self,
+        dim: int,
+        tower_norm: Spec,
+        table: nn.Module | None,
+        *,
+        activation: Activation = "gelu",
+        tied: bool = True,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(dim, table, tied, bias)  # type: ignore[arg-type]
+        self.dense = nn.Linear(dim, dim)
+        self.norm = tower_norm.build(dim=dim)
+        self.activation = ACTIVATIONS[activation]
+
+    def _transform(self, x: Tensor) -> Tensor:
+        return self.norm(self.activation(self.dense(x)))
+
+    def forward(self, x: Tensor, context: Context) -> Output:
+        """(batch, length, dim) -> logits (batch, length, vocab)"""
+        return Output(logits=F.linear(self._transform(x), *self.weights))
+
+    def loss(self, x: Tensor, labels: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """Labels (batch, length) score the token at the same position."""
+        rows, targets = x.flatten(0, 1), labels.flatten()
+        chosen = targets != IGNORED
+        return linear_cross_entropy_sum(self._transform(rows[chosen]), *self.weights, targets[chosen])
+
+
+@block("head/pooler")
+class Pooler(nn.Module):
+    """`pooler_output`: dense and activation on the first token. No loss of its own."""
+
+    task = "features"
+
+    def __init__(self, dim: int, *, activation: Activation = "tanh") -> None:
+        super().__init__()
+        self.dense = nn.Linear(dim, dim)
+        self.activation = ACTIVATIONS[activation]
+
+    def forward(self, x: Tensor, context: Context) -> Output:
+        """(batch, length, dim) -> pooler_output (batch, dim)"""
+        return Output(pooler_output=self.activation(self.dense(x[:, 0])))
+
+
+@block("head/sequence_classification")
+class SequenceClassification(nn.Module):
+    """One label for a sequence, from its first or its last token.
+
+    Args:
+        labels: number of classes (of numbers, for `regression`).
+        pool: the token that stands for the sequence; `last` is the last one that is not padding.
+        activation: of a dense layer before the classifier (BERT's pooler: tanh); null for none.
+        problem: HF's `problem_type`; `multi_label` takes labels (batch, labels) of 0 and 1.
+    """
+
+    task = "sequence_classification"
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        labels: Positive = 2,
+        pool: Literal["first", "last"] = "first",
+        activation: Activation | None = "tanh",
+        bias: bool = True,
+        dropout: Fraction = 0.0,
+        problem: Literal["single_label", "multi_label", "regression"] = "single_label",
+    ) -> None:
+        super().__init__()
+        self.pool, self.problem = pool, problem
+        self.dense = nn.Linear(dim, dim) if activation else None
+        self.activation = ACTIVATIONS[activation or "linear"]
+        self.dropout = nn.Dropout(dropout)
+        self.out = nn.Linear(dim, labels, bias=bias)
+
+    def _pooled(self, x: Tensor, context: Context) -> Tensor:
+        if self.pool == "first":
+            return x[:, 0]
+        if context.padding is None:
+            return x[:, -1]
+        places = torch.arange(x.shape[1], device=x.device) * context.padding[:, -x.shape[1] :]
+        return x[torch.arange(len(x), device=x.device), places.argmax(-1)]
+
+    def forward(self, x: Tensor, context: Context) -> Output:
+        """(batch, length, dim) -> logits (batch, labels)"""
+        pooled = self._pooled(x, context)
+        if self.dense is not None:
+            pooled = self.activation(self.dense(pooled))
+        return Output(logits=self.out(self.dropout(pooled)))
+
+    def loss(self, x: Tensor, labels: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """Labels: (batch,) class numbers, (batch, labels) of 0 and 1, or (batch,) numbers, by `problem`."""
+        logits = self.forward(x, context).logits.float()
+        if self.problem == "single_label":
+            return cross_entropy_sum(logits, labels)
+        target = labels.float().view_as(logits)
+        measure = F.mse_loss if self.problem == "regression" else F.binary_cross_entropy_with_logits
+        return measure(logits, target, reduction="sum"), torch.tensor(target.numel(), device=x.device)
+
+
+@block("head/token_classification")
+class TokenClassification(nn.Module):
+    """One label for every token."""
+
+    task = "token_classification"
+
+    def __init__(self, dim: int, *, labels: Positive = 2, dropout: Fraction = 0.0) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.out = nn.Linear(dim, labels)
+
+    def forward(self, x: Tensor, context: Context) -> Output:
+        """(batch, length, dim) -> logits (batch, length, labels)"""
+        return Output(logits=self.out(self.dropout(x)))
+
+    def loss(self, x: Tensor, labels: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """Labels (batch, length), -100 where there is none."""
+        return cross_entropy_sum(self.forward(x, context).logits, labels)
+
+
+@block("head/span")
+class Span(nn.Module):
+    """Where an answer starts and ends: two logits for every token (extractive question answering)."""
+
+    task = "question_answering"
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.out = nn.Linear(dim, 2)
+
+    def forward(self, x: Tensor, context: Context) -> Output:
+        """(batch, length, dim) -> start_logits and end_logits (batch, length)"""
+        start, end = self.out(x).unbind(-1)
+        return Output(start_logits=start, end_logits=end)
+
+    def loss(self, x: Tensor, labels: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """Labels (batch, 2): the token numbers of the answer's start and end, -100 for an answer outside."""
+        out = self.forward(x, context)
+        total, count = cross_entropy_sum(torch.stack((out.start_logits, out.end_logits), 1), labels)
+        return total / 2, count / 2
+
+
+@block("head/joint")
+class Joint(nn.Module):
+    """Several heads on one tower: outputs are named `<part>_logits`, as HF's pretraining models name them."""
+
+    task = "joint"
+
+    def __init__(self, dim: int, tower_norm: Spec, table: nn.Module | None, *, parts: dict[str, Child["head"]]) -> None:
+        super().__init__()
+        built = {name: part.build(dim=dim, tower_norm=tower_norm, table=table) for name, part in parts.items()}
+        self.parts = nn.ModuleDict(built)
+
+    def forward(self, x: Tensor, context: Context) -> Output:
+        """(batch, length, dim) -> every part's outputs"""
+        outputs = Output()
+        for name, part in self.parts.items():
+            for key, value in part(x, context).items():
+                outputs[f"{name}_{key}" if key == "logits" else key] = value
+        return outputs

@@ -1,0 +1,78 @@
+"""The tower: an input, a stack of layers, a final norm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mlplatform.context import Context
+from mlplatform.registry import Child, Exceptions, Positive, Spec, block, expand
+
+
+@block("trunk/transformer")
+class Transformer(nn.Module):
+    """input -> depth layers -> final norm.
+
+    Args:
+        dim: width of the hidden states; every block below is handed it.
+        depth: number of layers.
+        context_length: longest sequence; HF's `max_position_embeddings`.
+        norm: the kind of norm, stated once; `final_norm: true`, `input.norm: true`, `qk_norm: true` mean this one.
+        exceptions: layers that differ: each item is merged over `layer` for the `layers` it names.
+    """
+
+    def __init__(
+        self,
+        memory_dim: int = 0,
+        *,
+        dim: Positive,
+        depth: Positive,
+        context_length: Positive,
+        norm: Child["norm"],
+        input: Child["input"],
+        layer: Child["layer"],
+        exceptions: Exceptions["layer"] = (),  # type: ignore[assignment]
+        final_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.dim, self.context_length, self.norm_spec = dim, context_length, norm
+        handed: dict[str, Any] = {"dim": dim, "tower_norm": norm, "context_length": context_length}
+        self.input = input.build(**handed)
+        specs = expand(layer.data, exceptions, depth)
+        layers = [Spec(data, f"{layer.path}s.{i}", layer.group) for i, data in enumerate(specs)]
+        self.layers = nn.ModuleList(
+            spec.build(**handed, memory_dim=memory_dim, index=i) for i, spec in enumerate(layers)
+        )
+        self.final_norm = norm.build(dim=dim) if final_norm else None
+        self.checkpointed = False
+        """Whether layers are computed again in the backward pass instead of being kept."""
+
+    @property
+    def table(self) -> nn.Module | None:
+        """The token table, which a head may share."""
+        return getattr(self.input, "table", None)
+
+    def forward(self, batch: Mapping[str, Tensor], context: Context, states: list[Tensor] | None = None) -> Tensor:
+        """Return the last hidden states (batch, length, dim).
+
+        Args:
+            states: when given, receives the input of every layer and, last, what is returned: HF's `hidden_states`.
+        """
+        x = self.input(batch, context)
+        for layer in self.layers:
+            if states is not None:
+                states.append(x)
+            x = self._apply(layer, x, context)
+        if self.final_norm is not None:
+            x = self.final_norm(x)
+        if states is not None:
+            states.append(x)
+        return x
+
+    def _apply(self, layer: nn.Module, x: Tensor, context: Context) -> Tensor:
+        if self.checkpointed and self.training:
+            return checkpoint(layer, x, context, use_reentrant=False)  # type: ignore[return-value]
+        return layer(x, context)
