@@ -42,9 +42,9 @@ class Transformer(nn.Module):
         handed: dict[str, Any] = {"dim": dim, "tower_norm": norm, "context_length": context_length}
         self.input = input.build(**handed)
         specs = expand(layer.data, exceptions, depth)
-        layers = [Spec(data, f"{layer.path}s.{i}", layer.group) for i, data in enumerate(specs)]
         self.layers = nn.ModuleList(
-            spec.build(**handed, memory_dim=memory_dim, index=i) for i, spec in enumerate(layers)
+            Spec(data, layer.path, layer.group).build(**handed, memory_dim=memory_dim, index=i)
+            for i, data in enumerate(specs)
         )
         self.final_norm = norm.build(dim=dim) if final_norm else None
         self.checkpointed = False
@@ -65,14 +65,14 @@ class Transformer(nn.Module):
         for layer in self.layers:
             if states is not None:
                 states.append(x)
-            x = self._apply(layer, x, context)
+            x = self._through(layer, x, context)
         if self.final_norm is not None:
             x = self.final_norm(x)
         if states is not None:
             states.append(x)
         return x
 
-    def _apply(self, layer: nn.Module, x: Tensor, context: Context) -> Tensor:
+    def _through(self, layer: nn.Module, x: Tensor, context: Context) -> Tensor:
         if self.checkpointed and self.training:
             return checkpoint(layer, x, context, use_reentrant=False)  # type: ignore[return-value]
         return layer(x, context)

@@ -115,6 +115,7 @@ def _check_exceptions(value: Any, of: str, siblings: Mapping[str, Any], kind: Ki
         yield path, f"a list of exceptions, each with 'layers', not {value!r}"
         return
     base, depth = siblings.get(of), siblings.get("depth")
+    known = {text for _, text in _check_value(base, kind.fields[of].annotation, siblings, kind, path)}
     for number, item in enumerate(value):
         here = f"{path}.{number}"
         if not isinstance(item, Mapping) or "layers" not in item:
@@ -126,7 +127,9 @@ def _check_exceptions(value: Any, of: str, siblings: Mapping[str, Any], kind: Ki
             except SpecError as error:
                 yield join(here, "layers"), str(error)
         change = {key: change for key, change in item.items() if key != "layers"}
-        yield from _check_value(merge(base, change), kind.fields[of].annotation, siblings, kind, here)
+        for where, text in _check_value(merge(base, change), kind.fields[of].annotation, siblings, kind, here):
+            if text not in known:  # said once, where the layer itself states it
+                yield where, text
 
 
 def _check_alternatives(value: Any, of: Field, siblings: Mapping[str, Any], kind: Kind, path: str) -> Problems:
