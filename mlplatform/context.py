@@ -55,6 +55,8 @@ class Context:
     memory: Tensor | None = None
     memory_padding: Tensor | None = None
     cache: Cache | None = None
+    bias: Tensor | None = None
+    """Added to every self-attention's scores: (1, heads, queries, keys)."""
     memo: dict[Any, Any] = field(default_factory=dict)
     """Tables every layer shares within this pass (masks, rotary angles), by a key that holds their settings."""
 

@@ -56,3 +56,81 @@ class PostNorm(Layer):
         if self.cross is not None and self.cross_norm is not None:
             x = self.cross_norm(x + self.dropout(self.cross(x, context)))
         return self.mlp_norm(x + self.dropout(self.mlp(x)))
+
+
+@block("layer/sandwich_norm")
+class SandwichNorm(Layer):
+    """x + output_norm(sublayer(norm(x))): a norm before and after each sublayer (Gemma 2, AFMoE). arXiv:2408.00118"""
+
+    def __init__(
+        self,
+        dim: int,
+        tower_norm: Spec,
+        context_length: int,
+        memory_dim: int = 0,
+        *,
+        attention: Child["attention"],
+        cross: Child["attention"] | None = None,
+        mlp: Child["mlp"],
+        dropout: Fraction = 0.0,
+    ) -> None:
+        super().__init__(
+            dim, tower_norm, context_length, memory_dim, attention=attention, cross=cross, mlp=mlp, dropout=dropout
+        )
+        self.attention_output_norm = tower_norm.build(dim=dim)
+        self.cross_output_norm = tower_norm.build(dim=dim) if cross else None
+        self.mlp_output_norm = tower_norm.build(dim=dim)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """(batch, length, dim) -> (batch, length, dim)"""
+        mixed = self.attention(self.attention_norm(x), context)
+        x = x + self.dropout(self.attention_output_norm(mixed))
+        if self.cross is not None and self.cross_norm is not None and self.cross_output_norm is not None:
+            x = x + self.dropout(self.cross_output_norm(self.cross(self.cross_norm(x), context)))
+        return x + self.dropout(self.mlp_output_norm(self.mlp(self.mlp_norm(x))))
+
+
+@block("layer/output_norm")
+class OutputNorm(Layer):
+    """x + norm(sublayer(x)): the norm only on what a sublayer writes (OLMo 2). arXiv:2501.00656"""
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """(batch, length, dim) -> (batch, length, dim)"""
+        x = x + self.dropout(self.attention_norm(self.attention(x, context)))
+        if self.cross is not None and self.cross_norm is not None:
+            x = x + self.dropout(self.cross_norm(self.cross(x, context)))
+        return x + self.dropout(self.mlp_norm(self.mlp(x)))
+
+
+@block("layer/parallel")
+class Parallel(nn.Module):
+    """x + attention(norm(x)) + mlp(norm(x)): both sublayers read the same input (GPT-J, NeoX, Falcon, Phi).
+
+    Args:
+        shared_norm: one norm for both (GPT-J, Phi) rather than one each (NeoX).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        tower_norm: Spec,
+        context_length: int,
+        *,
+        attention: Child["attention"],
+        mlp: Child["mlp"],
+        shared_norm: bool = False,
+        dropout: Fraction = 0.0,
+    ) -> None:
+        super().__init__()
+        handed = {"dim": dim, "tower_norm": tower_norm, "context_length": context_length}
+        self.attention_norm = tower_norm.build(dim=dim)
+        self.attention = attention.build(**handed)
+        self.mlp_norm = None if shared_norm else tower_norm.build(dim=dim)
+        self.mlp = mlp.build(**handed)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """(batch, length, dim) -> (batch, length, dim)"""
+        read = self.attention_norm(x)
+        mixed = self.dropout(self.attention(read, context))
+        return x + mixed + self.dropout(self.mlp(read if self.mlp_norm is None else self.mlp_norm(x)))

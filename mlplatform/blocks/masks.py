@@ -16,17 +16,19 @@ def attention_mask(
 ) -> tuple[Tensor | None, bool]:
     """Return (additive mask or None, whether the plain causal order is all there is).
 
-    The mask is (batch or 1, 1, queries, keys), 0 where a query may look and -inf where not; it is made once per pass.
-    A padded query looks at itself, so that no row is empty (an empty row would be NaN).
+    The mask is (batch or 1, heads or 1, queries, keys): -inf where a query may not look, else 0 or the tower's
+    position bias. It is made once per pass. A padded query looks at itself, so that no row is empty (it would be NaN).
     """
-    if queries == 1 and window is None and context.padding is None and context.documents is None:
+    everything = window is None and context.padding is None and context.documents is None and context.bias is None
+    if everything and queries == 1:
         return None, False  # one new token sees all before it
-    if queries == keys and (window is None) and context.padding is None and context.documents is None:
+    if everything and queries == keys:
         return None, causal
     key = ("mask", causal, window, queries, keys, dtype)
     if key not in context.memo:
         allowed = _allowed(context, queries, keys, causal, window)
-        context.memo[key] = torch.zeros((), dtype=dtype, device=allowed.device).where(allowed, float("-inf"))
+        seen = torch.zeros((), device=allowed.device) if context.bias is None else context.bias
+        context.memo[key] = seen.to(dtype).where(allowed, float("-inf"))
     return context.memo[key], False
 
 

@@ -22,6 +22,7 @@ class Transformer(nn.Module):
         context_length: longest sequence; HF's `max_position_embeddings`.
         norm: the kind of norm, stated once; `final_norm: true`, `input.norm: true`, `qk_norm: true` mean this one.
         exceptions: layers that differ: each item is merged over `layer` for the `layers` it names.
+        position_bias: what every layer's attention scores get for the distance of query and key.
     """
 
     def __init__(
@@ -35,12 +36,15 @@ class Transformer(nn.Module):
         input: Child["input"],
         layer: Child["layer"],
         exceptions: Exceptions["layer"] = (),  # type: ignore[assignment]
+        position_bias: Child["position_bias"] | None = None,
         final_norm: bool = False,
     ) -> None:
         super().__init__()
         self.dim, self.context_length, self.norm_spec = dim, context_length, norm
         handed: dict[str, Any] = {"dim": dim, "tower_norm": norm, "context_length": context_length}
         self.input = input.build(**handed)
+        heads = layer.child("attention")["heads"]
+        self.position_bias = position_bias.build(heads=heads) if position_bias else None
         specs = expand(layer.data, exceptions, depth)
         self.layers = nn.ModuleList(
             Spec(data, layer.path, layer.group).build(**handed, memory_dim=memory_dim, index=i)
@@ -62,6 +66,8 @@ class Transformer(nn.Module):
             states: when given, receives the input of every layer and, last, what is returned: HF's `hidden_states`.
         """
         x = self.input(batch, context)
+        if self.position_bias is not None:
+            context.bias = self.position_bias(context, x.shape[1])
         for layer in self.layers:
             if states is not None:
                 states.append(x)
