@@ -20,7 +20,7 @@ def distances(context: Context, queries: int) -> Tensor:
 
 @block("position_bias/relative_buckets")
 class RelativeBuckets(nn.Module):
-    """T5's: a learned number per head and bucket of distance; near distances exact, far ones logarithmic. arXiv:1910.10683
+    """T5's: a learned number per head and bucket of distance; near distances exact, far ones by log. arXiv:1910.10683
 
     Args:
         buckets: HF's `relative_attention_num_buckets`.
@@ -69,7 +69,7 @@ class Alibi(nn.Module):
         return (slopes[:, None, None] * distance)[None]
 
     def slopes(self) -> list[float]:
-        """Return 2^(-8i/n) for i = 1..n; for n no power of two, those of the power below and every other of the next."""
+        """Return 2^(-8i/n) for i = 1..n; for other n, those of the power below and every other of the next."""
         power = 2 ** math.floor(math.log2(self.heads))
         slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
         more = [2 ** (-4 * (2 * i + 1) / power) for i in range(self.heads - power)]
