@@ -52,11 +52,15 @@ class Context:
     positions: Tensor
     padding: Tensor | None = None
     documents: Tensor | None = None
+    tokens: Tensor | None = None
+    """The input's token numbers (batch, length), where it has any."""
     memory: Tensor | None = None
     memory_padding: Tensor | None = None
     cache: Cache | None = None
     bias: Tensor | None = None
     """Added to every self-attention's scores: (1, heads, queries, keys)."""
+    aligned: bool = False
+    """Labels stand under the logits that predict them (encoder-decoder); otherwise they are the input itself."""
     memo: dict[Any, Any] = field(default_factory=dict)
     """Tables every layer shares within this pass (masks, rotary angles), by a key that holds their settings."""
 
@@ -68,4 +72,5 @@ class Context:
         if positions is None:
             positions = torch.arange(past, past + length, device=device)[None]
         mask = batch.get("attention_mask")
-        return cls(positions, None if mask is None else mask.bool(), batch.get("document_ids"), cache=cache)
+        padding = None if mask is None else mask.bool()
+        return cls(positions, padding, batch.get("document_ids"), batch.get("input_ids"), cache=cache)

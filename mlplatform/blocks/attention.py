@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -63,6 +64,8 @@ class Attention(Heads):
         qk_norm: the tower's norm over each head's queries and keys, before the rotation.
         scale: factor on the scores; null for head_dim ** -0.5.
         dropout: share of the attention weights set to zero in training.
+        gate: what comes out is multiplied by sigmoid(gate(x)) before the output projection. arXiv:2505.06708
+        temperature: a factor on the queries that depends on the position.
     """
 
     def __init__(
@@ -81,6 +84,8 @@ class Attention(Heads):
         rope: Child["rope"] | None = None,
         scale: PositiveFloat | None = None,
         dropout: Fraction = 0.0,
+        gate: bool = False,
+        temperature: Child["temperature"] | None = None,
     ) -> None:
         super().__init__(dim, heads, kv_heads or heads, head_dim, bias)
         self.causal = mask == "causal"
@@ -89,6 +94,8 @@ class Attention(Heads):
         self.q_norm = tower_norm.build(dim=self.head_dim) if qk_norm else None
         self.k_norm = tower_norm.build(dim=self.head_dim) if qk_norm else None
         self.rope = rope.build(head_dim=self.head_dim, context_length=context_length) if rope else None
+        self.gate = nn.Linear(dim, heads * self.head_dim, bias=False) if gate else None
+        self.temperature = temperature.build() if temperature else None
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """(batch, length, dim) -> (batch, length, dim)"""
@@ -97,6 +104,8 @@ class Attention(Heads):
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rope is not None:
             q, k = self.rope(q, k, context)
+        if self.temperature is not None:
+            q = q * self.temperature(context).to(q.dtype)
         if context.cache is not None:
             k, v = context.cache.extend(self, k, v)
         mask, causal = attention_mask(context, q.shape[2], k.shape[2], q.dtype, causal=self.causal, window=self.window)
@@ -110,7 +119,9 @@ class Attention(Heads):
             scale=self.scale,
             enable_gqa=self.kv_heads != self.heads,
         )
-        return self.join(mixed)
+        if self.gate is None:
+            return self.join(mixed)
+        return self.out(mixed.transpose(1, 2).flatten(2) * torch.sigmoid(self.gate(x)))
 
 
 @block("attention/cross_attention")
@@ -148,3 +159,22 @@ class CrossAttention(Heads):
             enable_gqa=self.kv_heads != self.heads,
         )
         return self.join(mixed)
+
+
+@block("temperature/log_steps")
+class LogSteps(nn.Module):
+    """1 + beta * log(1 + floor(position / every)): queries far from the start attend more sharply (Llama 4).
+
+    Args:
+        beta: HF's `llama_4_scaling_beta`.
+        every: HF's `original_max_position_embeddings`.
+    """
+
+    def __init__(self, *, beta: PositiveFloat, every: Positive) -> None:
+        super().__init__()
+        self.beta, self.every = beta, every
+
+    def forward(self, context: Context) -> Tensor:
+        """Return the factors (batch or 1, 1, length, 1)."""
+        steps = torch.floor(context.positions / self.every)
+        return (1 + self.beta * torch.log1p(steps))[:, None, :, None]

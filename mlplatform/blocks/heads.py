@@ -12,7 +12,7 @@ from mlplatform.blocks.activations import ACTIVATIONS
 from mlplatform.blocks.losses import IGNORED, cross_entropy_sum, linear_cross_entropy_sum
 from mlplatform.context import Context, Output
 from mlplatform.errors import SpecError
-from mlplatform.registry import Activation, Child, Fraction, Positive, Spec, block
+from mlplatform.registry import Activation, Child, Fraction, Natural, Positive, PositiveFloat, Spec, block
 
 
 class VocabularyLinear(nn.Module):
@@ -46,20 +46,42 @@ class LMHead(VocabularyLinear):
 
     Args:
         tied: the matrix is the token table; HF's `tie_word_embeddings`.
+        scale: factor on the hidden states; `inverse_sqrt_dim` for dim ** -0.5 (T5).
+        softcap: logits become softcap * tanh(logits / softcap) (Gemma 2); HF's `final_logit_softcapping`.
     """
 
     task = "causal_lm"
 
-    def __init__(self, dim: int, table: nn.Module | None, *, tied: bool = False, bias: bool = False) -> None:
+    def __init__(
+        self,
+        dim: int,
+        table: nn.Module | None,
+        *,
+        tied: bool = False,
+        bias: bool = False,
+        scale: PositiveFloat | Literal["inverse_sqrt_dim"] = 1.0,
+        softcap: PositiveFloat | None = None,
+    ) -> None:
         super().__init__(dim, table, tied, bias)  # type: ignore[arg-type]
+        self.scale = dim**-0.5 if scale == "inverse_sqrt_dim" else float(scale)
+        self.softcap = softcap
+
+    def _logits(self, x: Tensor) -> Tensor:
+        logits = F.linear(x, *self.weights)
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     def forward(self, x: Tensor, context: Context) -> Output:
         """(batch, length, dim) -> logits (batch, length, vocab)"""
-        return Output(logits=F.linear(x, *self.weights))
+        return Output(logits=self._logits(x if self.scale == 1.0 else x * self.scale))
 
     def loss(self, x: Tensor, labels: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        """Labels (batch, length) are the input tokens themselves: position t is scored on label t + 1."""
-        return linear_cross_entropy_sum(x[:, :-1].flatten(0, 1), *self.weights, labels[:, 1:].flatten())
+        """Labels (batch, length): the input tokens themselves, position t scored on label t + 1, unless aligned."""
+        x = x if self.scale == 1.0 else x * self.scale
+        if not context.aligned:
+            x, labels = x[:, :-1], labels[:, 1:]
+        if self.softcap is not None:
+            return cross_entropy_sum(self._logits(x), labels)
+        return linear_cross_entropy_sum(x.flatten(0, 1), *self.weights, labels.flatten())
 
 
 @block("head/masked_lm_head")
@@ -167,6 +189,48 @@ class SequenceClassification(nn.Module):
         target = labels.float().view_as(logits)
         measure = F.mse_loss if self.problem == "regression" else F.binary_cross_entropy_with_logits
         return measure(logits, target, reduction="sum"), torch.tensor(target.numel(), device=x.device)
+
+
+@block("head/projection")
+class Projection(nn.Module):
+    """One vector for the whole input, in the space two towers share (CLIP). arXiv:2103.00020
+
+    Args:
+        width: of the shared space; HF's `projection_dim`; null for no projection.
+        pool: `first` token, or the first `end` token of the text.
+        end_token: which token that is; HF's `eos_token_id`. Files that say 2 mean the highest token number.
+        norm: the tower's norm on the pooled vector.
+    """
+
+    task = "features"
+
+    def __init__(
+        self,
+        dim: int,
+        tower_norm: Spec,
+        *,
+        width: Positive | None,
+        pool: Literal["first", "end"] = "first",
+        end_token: Natural = 2,
+        norm: bool = False,
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        self.pool, self.end_token = pool, end_token
+        self.norm = tower_norm.build(dim=dim) if norm else None
+        self.out = nn.Linear(dim, width, bias=bias) if width else None
+
+    def forward(self, x: Tensor, context: Context) -> Output:
+        """(batch, length, dim) -> pooler_output (batch, dim), embeds (batch, width)"""
+        pooled = x[:, 0]
+        if self.pool == "end":
+            if context.tokens is None:
+                raise SpecError("pool=end needs an input of tokens")
+            places = context.tokens if self.end_token == 2 else (context.tokens == self.end_token).int()
+            pooled = x[torch.arange(len(x), device=x.device), places.argmax(-1)]
+        if self.norm is not None:
+            pooled = self.norm(pooled)
+        return Output(pooler_output=pooled, embeds=pooled if self.out is None else self.out(pooled))
 
 
 @block("head/token_classification")

@@ -10,12 +10,56 @@ import torch
 from torch import Tensor, nn
 
 from mlplatform.context import Context
-from mlplatform.errors import DataError
+from mlplatform.errors import DataError, SpecError
 from mlplatform.registry import Child, Fraction, Natural, Positive, PositiveFloat, Spec, block
 
 
+class TokenInput(nn.Module):
+    """What inputs of tokens share: rows of a table, plus what the model adds to them."""
+
+    positions: nn.Module | None
+    segments: nn.Embedding | None
+    norm: nn.Module | None
+    scale: float
+
+    def __init__(
+        self, dim: int, tower_norm: Spec, context_length: int, positions: Spec | None, scale: float | str, norm: bool
+    ) -> None:
+        super().__init__()
+        self.positions = positions.build(dim=dim, context_length=context_length) if positions else None
+        self.segments = None
+        self.scale = math.sqrt(dim) if scale == "sqrt_dim" else float(scale)
+        self.norm = tower_norm.build(dim=dim) if norm else None
+
+    def rows(self, tokens: Tensor) -> Tensor:
+        """Return the table's rows (batch, length, dim) of token numbers (batch, length)."""
+        raise NotImplementedError
+
+    def size(self, batch: Mapping[str, Tensor]) -> tuple[int, torch.device]:
+        """Return the number of positions this batch takes in the tower, and where it lies."""
+        given = batch.get("inputs_embeds") if batch.get("input_ids") is None else batch["input_ids"]
+        if given is None:
+            raise DataError("the batch has no 'input_ids'; this model reads tokens")
+        return given.shape[1], given.device
+
+    def forward(self, batch: Mapping[str, Tensor], context: Context) -> Tensor:
+        """input_ids (batch, length) int, or inputs_embeds (batch, length, dim) -> (batch, length, dim)"""
+        x = batch.get("inputs_embeds")
+        if x is None:
+            x = self.rows(batch["input_ids"])
+            x = x if self.scale == 1.0 else x * self.scale
+        if self.segments is not None:
+            kinds = batch.get("token_type_ids")
+            x = x + (self.segments.weight[0] if kinds is None else self.segments(kinds))
+        if self.positions is not None:
+            x = self.positions(x, context)
+        if self.norm is not None:
+            x = self.norm(x)
+        return self.dropout(x)
+
+
 @block("input/tokens")
-class Tokens(nn.Module):
+class Tokens(TokenInput):
     """Token embeddings, plus positions and segments where the model has them, then a norm and dropout.
 
     Args:
@@ -38,32 +82,40 @@ class Tokens(nn.Module):
         norm: bool = False,
         dropout: Fraction = 0.0,
     ) -> None:
-        super().__init__()
+        super().__init__(dim, tower_norm, context_length, positions, scale, norm)
         self.table = nn.Embedding(vocab, dim)
-        self.positions = positions.build(dim=dim, context_length=context_length) if positions else None
         self.segments = nn.Embedding(segments, dim) if segments else None
-        self.scale = math.sqrt(dim) if scale == "sqrt_dim" else float(scale)
-        self.norm = tower_norm.build(dim=dim) if norm else None
         self.dropout = nn.Dropout(dropout)
 
-    def size(self, batch: Mapping[str, Tensor]) -> tuple[int, torch.device]:
-        """Return the number of positions this batch takes in the tower, and where it lies."""
-        given = batch.get("inputs_embeds") if batch.get("input_ids") is None else batch["input_ids"]
-        if given is None:
-            raise DataError("the batch has no 'input_ids'; this model reads tokens")
-        return given.shape[1], given.device
+    def rows(self, tokens: Tensor) -> Tensor:
+        return self.table(tokens)
 
-    def forward(self, batch: Mapping[str, Tensor], context: Context) -> Tensor:
-        """input_ids (batch, length) int, or inputs_embeds (batch, length, dim) -> (batch, length, dim)"""
-        x = batch.get("inputs_embeds")
-        if x is None:
-            x = self.table(batch["input_ids"])
-            x = x if self.scale == 1.0 else x * self.scale
-        if self.segments is not None:
-            kinds = batch.get("token_type_ids")
-            x = x + (self.segments.weight[0] if kinds is None else self.segments(kinds))
-        if self.positions is not None:
-            x = self.positions(x, context)
-        if self.norm is not None:
-            x = self.norm(x)
-        return self.dropout(x)
+
+@block("input/shared_tokens")
+class SharedTokens(TokenInput):
+    """Tokens by another tower's table: the decoder of an encoder-decoder (T5, BART). Fields as in `tokens`."""
+
+    def __init__(
+        self,
+        dim: int,
+        tower_norm: Spec,
+        context_length: int,
+        table: nn.Module | None,
+        *,
+        positions: Child["positions"] | None = None,
+        scale: PositiveFloat | Literal["sqrt_dim"] = 1.0,
+        norm: bool = False,
+        dropout: Fraction = 0.0,
+    ) -> None:
+        super().__init__(dim, tower_norm, context_length, positions, scale, norm)
+        if table is None:
+            raise SpecError("shared_tokens needs another tower with a token table")
+        self._table = (table,)  # a tuple, so that the table has one owner and one name
+        self.dropout = nn.Dropout(dropout)
+
+    @property
+    def table(self) -> nn.Module:
+        return self._table[0]
+
+    def rows(self, tokens: Tensor) -> Tensor:
+        return self._table[0](tokens)

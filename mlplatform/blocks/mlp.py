@@ -20,6 +20,7 @@ class MLP(nn.Module):
     def __init__(
         self,
         dim: int,
+        out_dim: int = 0,
         *,
         width: Positive | None = None,
         activation: Activation = "gelu",
@@ -28,7 +29,7 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         self.up = nn.Linear(dim, width or 4 * dim, bias=bias)
-        self.down = nn.Linear(width or 4 * dim, dim, bias=bias)
+        self.down = nn.Linear(width or 4 * dim, out_dim or dim, bias=bias)
         self.down.residual = True  # type: ignore[assignment]
         self.activation = ACTIVATIONS[activation]
         self.dropout = nn.Dropout(dropout)

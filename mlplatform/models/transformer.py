@@ -28,6 +28,7 @@ class Transformer(nn.Module):
     def __init__(
         self,
         memory_dim: int = 0,
+        table: nn.Module | None = None,
         *,
         dim: Positive,
         depth: Positive,
@@ -42,7 +43,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.dim, self.context_length, self.norm_spec = dim, context_length, norm
         handed: dict[str, Any] = {"dim": dim, "tower_norm": norm, "context_length": context_length}
-        self.input = input.build(**handed)
+        self.input = input.build(**handed, table=table)
         heads = layer.child("attention")["heads"]
         self.position_bias = position_bias.build(heads=heads) if position_bias else None
         specs = expand(layer.data, exceptions, depth)

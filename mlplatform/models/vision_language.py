@@ -1,0 +1,79 @@
+"""A language model that reads images: LLaVA, FastVLM."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from mlplatform.context import Cache, Output
+from mlplatform.errors import DataError, SpecError
+from mlplatform.registry import Child, Natural, block
+
+
+@block("model/vision_language")
+class VisionLanguage(nn.Module):
+    """An image tower, a projector, and a language model in whose input image tokens become image features.
+
+    Args:
+        vision: a model whose tower gives one vector per patch. language: any causal model.
+        projector: from the tower's width to the language model's.
+        image_token: the token the features replace, one each; HF's `image_token_index`.
+        feature_layer: which hidden states are read, counted as HF's `vision_feature_layer` (-1 the last).
+        drop: special tokens at the front that are no patches; 1 for HF's `default` selection, 0 for `full`.
+    """
+
+    def __init__(
+        self,
+        *,
+        vision: Child["model"],
+        language: Child["model"],
+        projector: Child["mlp"],
+        image_token: Natural,
+        feature_layer: int = -2,
+        drop: Natural = 1,
+        init: Child["init"] | None = None,
+        hf: dict | None = None,
+    ) -> None:
+        super().__init__()
+        self.vision = vision.build()
+        self.language = language.build()
+        self.projector = projector.build(dim=self.vision.trunk.dim, out_dim=self.language.trunk.dim)
+        self.image_token, self.feature_layer, self.drop = image_token, feature_layer, drop
+        if self.language.trunk.table is None:
+            raise SpecError("language: this model has no token table for the image features to join")
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        cache: Cache | None = None,
+        **options: Any,
+    ) -> Output:
+        """Run on tokens (batch, length) with as many image tokens as the images (n, channels, h, w) have patches."""
+        if input_ids is None:
+            raise DataError("the batch has no 'input_ids'; this model reads tokens")
+        x = self.language.trunk.input.rows(input_ids)
+        features = None
+        if pixel_values is not None:
+            features = self.image_features(pixel_values)
+            x = self._place(x, input_ids, features)
+        out = self.language(inputs_embeds=x, attention_mask=attention_mask, labels=labels, cache=cache, **options)
+        if features is not None:
+            out.image_hidden_states = features
+        return out
+
+    def image_features(self, pixel_values: Tensor) -> Tensor:
+        """(images, channels, height, width) -> (images, patches, width of the language model)"""
+        states = self.vision(pixel_values=pixel_values, output_hidden_states=True).hidden_states
+        return self.projector(states[self.feature_layer][:, self.drop :])
+
+    def _place(self, x: Tensor, tokens: Tensor, features: Tensor) -> Tensor:
+        places = tokens == self.image_token
+        wanted, given = int(places.sum()), features.shape[0] * features.shape[1]
+        if wanted != given:
+            raise DataError(f"the text has {wanted} image tokens, the images have {given} patches")
+        return x.masked_scatter(places[..., None], features.to(x.dtype))
