@@ -14,7 +14,7 @@ test: $(VENV)/.installed-test  ## make the environment, install what tests need,
 lint: $(VENV)/.installed-lint  ## ruff (lint and format) and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 docs: $(VENV)/.installed-test  ## write docs/blocks.md and docs/models.md again
 	$(BIN)/python scripts/write_docs.py

@@ -63,7 +63,7 @@ def main() -> None:
         seconds = statistics.median(pair[which][0] for pair in pairs)
         above = statistics.median(pair[which][1] for pair in pairs)
         print(
-            f"{name:7} {seconds:6.2f} s   peak above the start {above / 2**20:6.0f} MB = {above / size:.2f}x the weights"
+            f"{name:7} {seconds:6.2f} s   peak above start {above / 2**20:6.0f} MB, {above / size:.2f}x the weights"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mlplatform.blocks.masks import attention_mask, memory_mask
 from mlplatform.context import Context
 from mlplatform.errors import SpecError
-from mlplatform.registry import Child, Fraction, Positive, PositiveFloat, Spec, block
+from mlplatform.registry import Fraction, Positive, PositiveFloat, Spec, block
 
 Bias = bool | Literal["qkv", "qvo"]
 
@@ -81,11 +81,11 @@ class Attention(Heads):
         window: Positive | None = None,
         bias: bool | Literal["qkv", "qvo"] = False,
         qk_norm: bool = False,
-        rope: Child["rope"] | None = None,
+        rope: Annotated[Spec, "rope"] | None = None,
         scale: PositiveFloat | None = None,
         dropout: Fraction = 0.0,
         gate: bool = False,
-        temperature: Child["temperature"] | None = None,
+        temperature: Annotated[Spec, "temperature"] | None = None,
     ) -> None:
         super().__init__(dim, heads, kv_heads or heads, head_dim, bias)
         self.causal = mask == "causal"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from mlplatform.blocks.activations import ACTIVATIONS
 from mlplatform.blocks.losses import IGNORED, cross_entropy_sum, linear_cross_entropy_sum
 from mlplatform.context import Context, Output
 from mlplatform.errors import SpecError
-from mlplatform.registry import Activation, Child, Fraction, Natural, Positive, PositiveFloat, Spec, block
+from mlplatform.registry import Activation, Fraction, Natural, Positive, PositiveFloat, Spec, block
 
 
 class VocabularyLinear(nn.Module):
@@ -281,7 +281,9 @@ class Joint(nn.Module):
 
     task = "joint"
 
-    def __init__(self, dim: int, tower_norm: Spec, table: nn.Module | None, *, parts: dict[str, Child["head"]]) -> None:
+    def __init__(
+        self, dim: int, tower_norm: Spec, table: nn.Module | None, *, parts: dict[str, Annotated[Spec, "head"]]
+    ) -> None:
         super().__init__()
         built = {name: part.build(dim=dim, tower_norm=tower_norm, table=table) for name, part in parts.items()}
         self.parts = nn.ModuleDict(built)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
 from mlplatform.context import Context
 from mlplatform.errors import DataError, SpecError
-from mlplatform.registry import Child, Fraction, Natural, Positive, PositiveFloat, Spec, block
+from mlplatform.registry import Fraction, Natural, Positive, PositiveFloat, Spec, block
 
 
 class TokenInput(nn.Module):
@@ -20,6 +20,7 @@ class TokenInput(nn.Module):
     positions: nn.Module | None
     segments: nn.Embedding | None
     norm: nn.Module | None
+    dropout: nn.Dropout
     scale: float
 
     def __init__(
@@ -76,7 +77,7 @@ class Tokens(TokenInput):
         context_length: int,
         *,
         vocab: Positive,
-        positions: Child["positions"] | None = None,
+        positions: Annotated[Spec, "positions"] | None = None,
         segments: Natural = 0,
         scale: PositiveFloat | Literal["sqrt_dim"] = 1.0,
         norm: bool = False,
@@ -102,7 +103,7 @@ class SharedTokens(TokenInput):
         context_length: int,
         table: nn.Module | None,
         *,
-        positions: Child["positions"] | None = None,
+        positions: Annotated[Spec, "positions"] | None = None,
         scale: PositiveFloat | Literal["sqrt_dim"] = 1.0,
         norm: bool = False,
         dropout: Fraction = 0.0,

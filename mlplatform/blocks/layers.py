@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from torch import Tensor, nn
 
 from mlplatform.context import Context
-from mlplatform.registry import Child, Fraction, Spec, block
+from mlplatform.registry import Fraction, Spec, block
 
 
 class Layer(nn.Module):
@@ -18,9 +20,9 @@ class Layer(nn.Module):
         context_length: int,
         memory_dim: int = 0,
         *,
-        attention: Child["attention"],
-        cross: Child["attention"] | None = None,
-        mlp: Child["mlp"],
+        attention: Annotated[Spec, "attention"],
+        cross: Annotated[Spec, "attention"] | None = None,
+        mlp: Annotated[Spec, "mlp"],
         dropout: Fraction = 0.0,
     ) -> None:
         super().__init__()
@@ -69,9 +71,9 @@ class SandwichNorm(Layer):
         context_length: int,
         memory_dim: int = 0,
         *,
-        attention: Child["attention"],
-        cross: Child["attention"] | None = None,
-        mlp: Child["mlp"],
+        attention: Annotated[Spec, "attention"],
+        cross: Annotated[Spec, "attention"] | None = None,
+        mlp: Annotated[Spec, "mlp"],
         dropout: Fraction = 0.0,
     ) -> None:
         super().__init__(
@@ -116,8 +118,8 @@ class Parallel(nn.Module):
         tower_norm: Spec,
         context_length: int,
         *,
-        attention: Child["attention"],
-        mlp: Child["mlp"],
+        attention: Annotated[Spec, "attention"],
+        mlp: Annotated[Spec, "mlp"],
         shared_norm: bool = False,
         dropout: Fraction = 0.0,
     ) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlplatform.blocks.activations import ACTIVATIONS
-from mlplatform.registry import Activation, Child, NonNegativeFloat, Positive, block
+from mlplatform.registry import Activation, NonNegativeFloat, Positive, Spec, block
 
 GROUPED_ALIGNMENT = 16
 """`F.grouped_mm` wants rows of a multiple of this many bytes."""
@@ -73,8 +75,8 @@ class MixtureOfExperts(nn.Module):
         top_k: Positive,
         width: Positive,
         activation: Activation = "silu",
-        router: Child["router"],
-        shared: Child["mlp"] | None = None,
+        router: Annotated[Spec, "router"],
+        shared: Annotated[Spec, "mlp"] | None = None,
         balance_weight: NonNegativeFloat = 0.0,
         z_weight: NonNegativeFloat = 0.0,
     ) -> None:

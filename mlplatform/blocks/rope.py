@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from mlplatform.context import Context
-from mlplatform.registry import Child, Positive, PositiveFloat, Spec, block
+from mlplatform.registry import Positive, PositiveFloat, Spec, block
 
 
 class Scaling:
@@ -136,7 +137,7 @@ class Rope(nn.Module):
         context_length: int,
         *,
         theta: PositiveFloat = 10000.0,
-        scaling: Child["rope_scaling"] | None = None,
+        scaling: Annotated[Spec, "rope_scaling"] | None = None,
         fraction: PositiveFloat = 1.0,
         interleaved: bool = False,
     ) -> None:

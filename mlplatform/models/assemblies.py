@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor, nn
 
 from mlplatform.context import Cache, Context, Output
-from mlplatform.registry import Child, Named, OneOf, Spec, block
+from mlplatform.registry import Named, OneOf, Spec, block
 
 
 @block("model/single_tower")
@@ -24,10 +24,10 @@ class SingleTower(nn.Module):
     def __init__(
         self,
         *,
-        trunk: Child["trunk"],
-        head: Child["head"] | OneOf["heads"] | None = None,
-        heads: Named["head"] | None = None,
-        init: Child["init"] | None = None,
+        trunk: Annotated[Spec, "trunk"],
+        head: Annotated[Spec, "head"] | Annotated[OneOf, "heads"] | None = None,
+        heads: Annotated[Named, "head"] | None = None,
+        init: Annotated[Spec, "init"] | None = None,
         hf: dict | None = None,
     ) -> None:
         super().__init__()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mlplatform.context import Output
 from mlplatform.models.assemblies import add_loss
-from mlplatform.registry import Child, block
+from mlplatform.registry import Spec, block
 
 
 @block("model/dual_tower")
@@ -26,11 +26,11 @@ class DualTower(nn.Module):
     def __init__(
         self,
         *,
-        text: Child["model"],
-        vision: Child["model"],
+        text: Annotated[Spec, "model"],
+        vision: Annotated[Spec, "model"],
         logit_scale: float = 2.6592,
         logit_bias: float | None = None,
-        init: Child["init"] | None = None,
+        init: Annotated[Spec, "init"] | None = None,
         hf: dict | None = None,
     ) -> None:
         super().__init__()

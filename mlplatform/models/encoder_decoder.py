@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor, nn
 
 from mlplatform.context import Cache, Context, Output
 from mlplatform.errors import DataError
 from mlplatform.models.assemblies import add_loss, choose_head
-from mlplatform.registry import Child, Named, Natural, OneOf, block
+from mlplatform.registry import Named, Natural, OneOf, Spec, block
 
 DECODER = "decoder_"
 """The batch's keys for the decoder start with this: decoder_input_ids, decoder_attention_mask, ..."""
@@ -29,13 +29,13 @@ class EncoderDecoder(nn.Module):
     def __init__(
         self,
         *,
-        encoder: Child["trunk"],
-        decoder: Child["trunk"],
-        head: Child["head"] | OneOf["heads"] | None = None,
-        heads: Named["head"] | None = None,
+        encoder: Annotated[Spec, "trunk"],
+        decoder: Annotated[Spec, "trunk"],
+        head: Annotated[Spec, "head"] | Annotated[OneOf, "heads"] | None = None,
+        heads: Annotated[Named, "head"] | None = None,
         start_token: Natural = 0,
         pad_token: Natural = 0,
-        init: Child["init"] | None = None,
+        init: Annotated[Spec, "init"] | None = None,
         hf: dict | None = None,
     ) -> None:
         super().__init__()

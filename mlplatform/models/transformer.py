@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mlplatform.context import Context
-from mlplatform.registry import Child, Exceptions, Positive, Spec, block, expand
+from mlplatform.registry import Exceptions, Positive, Spec, block, expand
 
 
 @block("trunk/transformer")
@@ -33,11 +33,11 @@ class Transformer(nn.Module):
         dim: Positive,
         depth: Positive,
         context_length: Positive,
-        norm: Child["norm"],
-        input: Child["input"],
-        layer: Child["layer"],
-        exceptions: Exceptions["layer"] = (),  # type: ignore[assignment]
-        position_bias: Child["position_bias"] | None = None,
+        norm: Annotated[Spec, "norm"],
+        input: Annotated[Spec, "input"],
+        layer: Annotated[Spec, "layer"],
+        exceptions: Annotated[Exceptions, "layer"] = (),  # type: ignore[assignment]
+        position_bias: Annotated[Spec, "position_bias"] | None = None,
         final_norm: bool = False,
     ) -> None:
         super().__init__()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor, nn
 
 from mlplatform.context import Cache, Output
 from mlplatform.errors import DataError, SpecError
-from mlplatform.registry import Child, Natural, block
+from mlplatform.registry import Natural, Spec, block
 
 
 @block("model/vision_language")
@@ -26,13 +26,13 @@ class VisionLanguage(nn.Module):
     def __init__(
         self,
         *,
-        vision: Child["model"],
-        language: Child["model"],
-        projector: Child["mlp"],
+        vision: Annotated[Spec, "model"],
+        language: Annotated[Spec, "model"],
+        projector: Annotated[Spec, "mlp"],
         image_token: Natural,
         feature_layer: int = -2,
         drop: Natural = 1,
-        init: Child["init"] | None = None,
+        init: Annotated[Spec, "init"] | None = None,
         hf: dict | None = None,
     ) -> None:
         super().__init__()

@@ -6,12 +6,9 @@ Nothing here imports torch, so that a config can be checked in a fraction of a s
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
-
-if TYPE_CHECKING:
-    from mlplatform.registry.spec import Spec
 
 Positive = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
@@ -54,46 +51,33 @@ class Chosen:
     among: str
 
 
-if TYPE_CHECKING:
+Exceptions = list[dict[str, Any]]
+"""`Annotated[Exceptions, "layer"]`: the layers that differ, as partial specs merged over the field `layer`."""
+Named = dict[str, Any]
+"""`Annotated[Named, "head"]`: named alternatives for the field `head`."""
+OneOf = str
+"""`Annotated[OneOf, "heads"]`: the name of one entry of the field `heads`."""
 
-    class _Child:
-        def __getitem__(self, group: str) -> type[Spec]: ...
 
-    class _Partials:
-        def __getitem__(self, of: str) -> type[list[dict[str, Any]]]: ...
+class _Mark:
+    """What `Annotated[Spec, "mlp"]` and its like mean in a registered signature."""
 
-    class _Named:
-        def __getitem__(self, of: str) -> type[dict[str, Any]]: ...
+    def __class_getitem__(cls, parts: tuple[str, str]) -> Any:
+        what, name = parts
+        base, mark = {
+            "spec": (dict, Slot),
+            "exceptions": (list, Overlays),
+            "named": (dict, Alternatives),
+            "one of": (str, Chosen),
+        }[what]
+        return Annotated[base, mark(name)]
 
-    class _Pick:
-        def __getitem__(self, among: str) -> type[str]: ...
 
-    Child, Exceptions, Named, OneOf = _Child(), _Partials(), _Named(), _Pick()
-else:
+class Child:
+    """`Child["mlp"]` is short for `Annotated[Spec, "mlp"]`."""
 
-    class Child:
-        """`Child["mlp"]`: a nested spec whose kind is registered in the group `mlp`."""
-
-        def __class_getitem__(cls, group: str):
-            return Annotated[dict, Slot(group)]
-
-    class Exceptions:
-        """`Exceptions["layer"]`: the layers that differ, as partial specs merged over the field `layer`."""
-
-        def __class_getitem__(cls, of: str):
-            return Annotated[list, Overlays(of)]
-
-    class Named:
-        """`Named["head"]`: named alternatives for the field `head`."""
-
-        def __class_getitem__(cls, of: str):
-            return Annotated[dict, Alternatives(of)]
-
-    class OneOf:
-        """`OneOf["heads"]`: the name of one entry of the field `heads`."""
-
-        def __class_getitem__(cls, among: str):
-            return Annotated[str, Chosen(among)]
+    def __class_getitem__(cls, group: str) -> Any:
+        return Annotated[dict, Slot(group)]
 
 
 NAMES: dict[str, Any] = {
@@ -115,8 +99,10 @@ NAMES: dict[str, Any] = {
     "Text": Text,
     "Interval": Interval,
     "Activation": Activation,
+    "Annotated": _Mark,
     "Child": Child,
-    "Exceptions": Exceptions,
-    "Named": Named,
-    "OneOf": OneOf,
+    "Spec": "spec",
+    "Exceptions": "exceptions",
+    "Named": "named",
+    "OneOf": "one of",
 }
