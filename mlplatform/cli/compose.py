@@ -5,6 +5,7 @@ Hydra parses the overrides and works out which files come in which order; nothin
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,7 @@ from mlplatform.cli.hydra_errors import in_our_words, refuse_sweep, syntax_error
 from mlplatform.cli.library import Library, no_option
 from mlplatform.cli.origins import MISSING, Layers, Origin, select, walk
 from mlplatform.cli.resolving import resolve
+from mlplatform.cli.safe_yaml import Document
 from mlplatform.errors import SpecError
 from mlplatform.registry import join, kinds, use_plugins, validate
 
@@ -90,11 +92,19 @@ class Composed:
         if path in self.from_environment:
             text = text.replace(repr(select(self.config, path)), repr(select(self.raw, path)))
         holder = path.rpartition(".")[0]
-        if holder in self.rekinded and "has no field" in text:
+        if holder in self.rekinded:
             before, advice = self.rekinded[holder]
-            text = f"{text.split(';')[0]}: left over from '{before}'; {advice}, or delete it with ~{path}"
-        found = self.origin(path)
-        return text if found is None else f"{text} ({found.words})"
+            if "has no field" in text:
+                text = f"{text.split(';')[0]}: left over from '{before}'; {advice}, or delete it with ~{path}"
+            elif " needs '" in text:
+                text = f"{text}; {advice}"
+        named = [
+            join(path, field) for field in re.findall(r"(\w+)=", text)
+        ]  # "heads=8 is not a multiple of kv_heads=3"
+        found = [self.origins[field][-1] for field in named if field in self.origins]
+        nearest = self.origin(path if path in self.origins else join(holder, "kind"))
+        places = dict.fromkeys(origin.words for origin in found or ([nearest] if nearest else []))
+        return f"{text} ({'; '.join(places)})" if places else text
 
 
 def compose(
@@ -127,7 +137,7 @@ def _compose(library: Library, primary: str, tokens: list[str], group: str) -> C
     _check_choices(overrides, library)
     order = _defaults_list(library, primary, overrides)
     layers = Layers()
-    _lay_files(layers, library, order)
+    _lay_files(layers, library, order, overrides)
     rekinded: dict[str, tuple[str, str]] = {}
     for override in order.config_overrides:
         _apply(layers, override, library, rekinded)
@@ -191,8 +201,9 @@ def _defaults_list(library: Library, primary: str, overrides: list[Override]) ->
     return order([replace(o, type=OverrideType.ADD) if o in swaps else o for o in overrides])
 
 
-def _lay_files(layers: Layers, library: Library, order: DefaultsList) -> None:
+def _lay_files(layers: Layers, library: Library, order: DefaultsList, overrides: list[Override]) -> None:
     """Lay the files in order. A block put in from outside the blocks' folder replaces what is in its place."""
+    swapped = {o.package: f"the command line: {o.input_line}" for o in overrides if o.package}
     inside = ""
     for default in order.defaults:
         document = library.document(default.config_path or "")
@@ -201,7 +212,11 @@ def _lay_files(layers: Layers, library: Library, order: DefaultsList) -> None:
         is_block = (default.config_path or "").startswith("block/")
         data = {key: value for key, value in document.data.items() if key != "defaults"}
         if data:
-            layers.lay(package, data, document.place, replace=is_block and inside != package)
+
+            def place(inner: str, name: str = package, file: Document = document) -> str:
+                return swapped[name] if not inner and name in swapped else file.place(inner)
+
+            layers.lay(package, data, place, replace=is_block and inside != package)
         inside = package if is_block else ""
 
 

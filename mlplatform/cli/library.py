@@ -129,7 +129,7 @@ class Library(ConfigRepository):
         return ConfigResult("mlplatform", document.name, OmegaConf.create({}), header, items)
 
     def group_exists(self, config_path: str) -> bool:
-        return any(path is not None and path.is_dir() for path in (f.within(config_path) for f in self.folders))
+        return bool(self.options(config_path))
 
     def config_exists(self, config_path: str) -> bool:
         return self.document(config_path) is not None

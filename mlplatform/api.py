@@ -1,0 +1,65 @@
+"""The Python face: `mp.compose`, `mp.build`, `mp.load`, `mp.save`. Nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlplatform.registry import Spec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from mlplatform.cli.compose import Composed
+
+ConfigDirs = Iterable[str | Path]
+
+
+def compose(model: str, overrides: Sequence[str] = (), *, config_dirs: ConfigDirs = ()) -> Spec:
+    """Return the checked spec of a model by the name of its YAML, without importing torch.
+
+    Args:
+        model: an option of the group `model`: `llama`.
+        overrides: as on the command line, relative to the model: `trunk.depth=2`, `block/mlp@trunk.layer.mlp=moe`.
+        config_dirs: folders with YAML of your own: `FOLDER/model/mine.yaml`.
+
+    Raises:
+        SpecError: every problem, each with the file and line or the override it came from.
+    """
+    return Spec.of(_composed(model, overrides, config_dirs).config, "model")
+
+
+def build(
+    model: str | Mapping[str, Any] | Spec,
+    overrides: Sequence[str] = (),
+    *,
+    config_dirs: ConfigDirs = (),
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    seed: int = 0,
+) -> nn.Module:
+    """Build a model, initialised, by the name of its YAML or from a spec.
+
+    Args:
+        device: `meta` builds the structure without memory for the parameters.
+        dtype: of the parameters; fp32 when None.
+        seed: of the initial values.
+
+    Raises:
+        SpecError: as `compose`, and for values that don't fit each other.
+    """
+    from mlplatform.models import build as build_spec
+
+    if not isinstance(model, str):
+        return build_spec(model, device=device, dtype=dtype, seed=seed)
+    composed = _composed(model, overrides, config_dirs)
+    with composed.located():
+        return build_spec(Spec.of(composed.config, "model"), device=device, dtype=dtype, seed=seed)
+
+
+def _composed(model: str, overrides: Sequence[str], config_dirs: ConfigDirs) -> Composed:
+    from mlplatform.cli.compose import compose_model
+
+    return compose_model(model, overrides, config_dirs).check()

@@ -1,0 +1,216 @@
+"""`mlplatform VERB [options] [overrides]`: the table of verbs, and what every command does alike.
+
+Nothing heavy is imported here: help takes some 50 ms, and only the verb asked for is loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from mlplatform.cli.arguments import Option, Verb, parse
+from mlplatform.errors import PlatformError, SpecError, did_you_mean, listing
+
+CONFIG_DIR = Option(
+    "config-dir", "FOLDER", "look for options here first, as in conf/ (may be given again)", repeat=True
+)
+JSON = Option("json", "", "print JSON")
+
+VERBS = [
+    Verb(
+        "train",
+        "[OVERRIDES]",
+        "train a model; with no overrides, a small Llama on Shakespeare",
+        "mlplatform.cli.train:train",
+        (CONFIG_DIR, Option("dry-run", "", "check everything, build on the meta device, print what would run")),
+        (
+            "mlplatform train",
+            "mlplatform train model=bert task=masked_lm",
+            "mlplatform train model.trunk.depth=2 optimizer.lr=1e-3 trainer.max='100 steps'",
+        ),
+    ),
+    Verb(
+        "resume", "[RUN]", "go on with a run that was stopped; without RUN, the last one", "mlplatform.cli.runs:resume"
+    ),
+    Verb("ls", "", "list the runs under outputs/", "mlplatform.cli.runs:ls", (JSON,)),
+    Verb("compare", "RUN RUN", "show what differs between two runs", "mlplatform.cli.runs:compare", (JSON,)),
+    Verb(
+        "verify-resume",
+        "[OVERRIDES]",
+        "prove that a killed and resumed run equals an undisturbed one, bit for bit",
+        "mlplatform.cli.runs:verify_resume",
+        (CONFIG_DIR, JSON),
+    ),
+    Verb(
+        "generate",
+        "MODEL PROMPT",
+        "continue a text with a run, a Hugging Face folder or a Hub id",
+        "mlplatform.cli.models:generate",
+        (
+            CONFIG_DIR,
+            Option("tokens", "N", "how many tokens to add (100)"),
+            Option("temperature", "T", "0 takes the likeliest token (0.8)"),
+            Option("top-k", "K", "sample among the K likeliest tokens (50)"),
+            Option("seed", "N", "of the sampling (0)"),
+        ),
+    ),
+    Verb(
+        "describe",
+        "[OVERRIDES]",
+        "show a model's tree, parameters, FLOPs and memory, without building it",
+        "mlplatform.cli.models:describe",
+        (CONFIG_DIR, JSON),
+        ("mlplatform describe model=llama", "mlplatform describe model=llama model.trunk.depth=80 --json"),
+    ),
+    Verb(
+        "config show",
+        "[KEY] [OVERRIDES]",
+        "print the composed config, or what stands under KEY",
+        "mlplatform.cli.config:show",
+        (CONFIG_DIR, JSON),
+        ("mlplatform config show", "mlplatform config show model.trunk model=bert"),
+    ),
+    Verb(
+        "config why",
+        "KEY [OVERRIDES]",
+        "say which file and line or override set a value, and what it shadowed",
+        "mlplatform.cli.config:why",
+        (CONFIG_DIR, JSON),
+        ("mlplatform config why optimizer.lr", "mlplatform config why model.trunk model=llama"),
+    ),
+    Verb(
+        "config schema",
+        "[GROUP]",
+        "print the JSON Schema of a kind of YAML file, for editors",
+        "mlplatform.cli.config:schema",
+        (Option("write", "FOLDER", "write GROUP.schema.json for every group into a folder"),),
+    ),
+    Verb(
+        "config groups",
+        "[GROUP]",
+        "list what can be chosen: every group and its options",
+        "mlplatform.cli.config:groups",
+        (CONFIG_DIR, JSON),
+    ),
+    Verb(
+        "data show",
+        "[OVERRIDES]",
+        "print decoded samples of the training data with their loss mask",
+        "mlplatform.cli.data:show",
+        (CONFIG_DIR, Option("samples", "N", "how many (3)")),
+    ),
+    Verb(
+        "import",
+        "SOURCE FOLDER",
+        "check a Hugging Face folder or Hub id tensor by tensor and save it as one of ours",
+        "mlplatform.cli.models:import_",
+        (CONFIG_DIR,),
+    ),
+    Verb(
+        "export",
+        "RUN FOLDER",
+        "write a run's model as a folder Hugging Face loads",
+        "mlplatform.cli.models:export",
+        (CONFIG_DIR,),
+    ),
+    Verb("doctor", "", "show versions, devices and what is missing", "mlplatform.cli.doctor:doctor", (JSON,)),
+    Verb(
+        "completion",
+        "bash|zsh",
+        "print a script that completes verbs, options and choices",
+        "mlplatform.cli.completion:script",
+    ),
+]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code: 0, 2 for a mistake in the input, 1 for a bug, 130 for Ctrl-C."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = os.environ.get("MLPLATFORM_DEBUG", "") not in ("", "0")
+    try:
+        return _run(words)
+    except PlatformError as error:
+        if debug:
+            raise
+        print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the interpreter's last flush is quiet
+        return 0
+    except Exception as error:
+        if debug:
+            raise
+        print(f"error: {_unexpected(error)}", file=sys.stderr)
+        return 1
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if words[0] in ("-V", "--version"):
+        from importlib.metadata import version
+
+        print(f"mlplatform {version('mlplatform')}")
+        return 0
+    if words[:1] == ["--words"]:  # what the completion script asks
+        from mlplatform.cli.completion import candidates
+
+        print("\n".join(candidates(VERBS, words[1:])))
+        return 0
+    verb, rest = find_verb(words)
+    arguments = parse(verb, rest)
+    if arguments.flag("help"):
+        print(verb.help())
+        return 0
+    module, _, function = verb.target.partition(":")
+    code: int | None = getattr(importlib.import_module(module), function)(arguments)
+    return code or 0
+
+
+def find_verb(words: list[str]) -> tuple[Verb, list[str]]:
+    """Return the verb the words begin with and the words after it. Raises SpecError with the nearest verb."""
+    for length in (2, 1):
+        for verb in VERBS:
+            if verb.name == " ".join(words[:length]):
+                return verb, words[length:]
+    family = sorted(v.name.split()[1] for v in VERBS if v.name.startswith(f"{words[0]} "))
+    if family:
+        if words[1:2] and words[1] not in ("-h", "--help"):
+            raise SpecError(f"{words[0]} has no '{words[1]}'{did_you_mean(words[1], family)}; it has {listing(family)}")
+        raise SpecError(f"{words[0]} needs a second word: {listing(family)}")
+    names = sorted({v.name.split()[0] for v in VERBS})
+    if "=" in words[0]:
+        raise SpecError(f"'{words[0]}' is an override; the verb comes first: mlplatform train {' '.join(words)}")
+    raise SpecError(f"no verb '{words[0]}'{did_you_mean(words[0], names)}; there are {listing(names, 40)}")
+
+
+def overview() -> str:
+    """Return what `mlplatform --help` prints."""
+    width = max(len(v.name) for v in VERBS)
+    lines = ["mlplatform VERB [options] [overrides]", ""]
+    lines += [f"  {verb.name:<{width}}  {verb.summary}" for verb in VERBS]
+    lines += ["", "mlplatform VERB --help says more.  Next: mlplatform train"]
+    return "\n".join(lines)
+
+
+def _unexpected(error: Exception) -> str:
+    """Write the traceback to a file and return one line that names the error, the last line of ours, and the file."""
+    ours = [f for f in traceback.extract_tb(error.__traceback__) if f"{os.sep}mlplatform{os.sep}" in f.filename]
+    where = f" at {Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else ""
+    with tempfile.NamedTemporaryFile("w", prefix="mlplatform-error-", suffix=".txt", delete=False) as file:
+        file.write(f"{' '.join(sys.argv)}\n\n{''.join(traceback.format_exception(error))}")
+    said = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+    return f"{said}{where}; this is a bug, the traceback is in {file.name} (MLPLATFORM_DEBUG=1 prints it)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
