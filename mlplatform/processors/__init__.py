@@ -1,0 +1,1 @@
+"""What turns raw material into numbers and back: tokenizers."""
