@@ -41,7 +41,7 @@ def find(path: str | list[str], suffixes: tuple[str, ...], key: str) -> list[Pat
         except OSError as error:
             raise DataError(f"{key}: {one}: {error.strerror}") from None
     for file in found:
-        if not os.access(file, os.R_OK):
+        if not os.access(file, os.R_OK, effective_ids=True):
             raise DataError(f"{key}: {file}: no permission to read this file")
     return list(found)
 
@@ -55,7 +55,7 @@ def _find_one(text: str, suffixes: tuple[str, ...], key: str) -> list[Path]:
         return [SHIPPED / name]
     path = Path(text).expanduser()
     if path.is_dir():
-        if not os.access(path, os.R_OK | os.X_OK):
+        if not os.access(path, os.R_OK | os.X_OK, effective_ids=True):
             raise DataError(f"{key}: {path}: no permission to read this folder")
         if files := sorted(p for p in path.rglob("*") if p.name.endswith(suffixes) and p.is_file()):
             return files

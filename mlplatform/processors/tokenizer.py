@@ -251,9 +251,13 @@ def load(path: Path | str, special: Mapping[str, str] | None = None) -> Tokenize
         raise DataError(f"{main}: {error.strerror}; {_instead(main.parent)}") from None
     except Exception as error:  # the library raises plain Exception
         reason = str(error).strip().split("\n")[0]
+        if "ModelUntagged" in reason:
+            reason = "its 'model' is none of BPE, Unigram, WordLevel and WordPiece, or lacks a part"
         raise DataError(
             f"{main}: not a tokenizer.json that tokenizers {tokenizers.__version__} reads: {reason}"
         ) from None
+    if backend.get_vocab_size() == 0:
+        raise DataError(f"{main}: its vocabulary is empty")
     config = _json(main.parent / "tokenizer_config.json")
     named = {**_json(main.parent / "special_tokens_map.json"), **config}
     found = {role: _content(named.get(f"{role}_token")) for role in ROLES}
