@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mlplatform.api import build as build
-    from mlplatform.api import compose as compose
+    from mlplatform.api import build, compose, load, save
 
-__all__ = ["build", "compose"]
+__all__ = ["build", "compose", "load", "save"]
 
 
 def __getattr__(name: str) -> Any:

@@ -63,3 +63,43 @@ def _composed(model: str, overrides: Sequence[str], config_dirs: ConfigDirs) -> 
     from mlplatform.cli.compose import compose_model
 
     return compose_model(model, overrides, config_dirs).check()
+
+
+def load(
+    source: str | Path,
+    *,
+    head: str | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    config_dirs: ConfigDirs = (),
+    **hub: Any,
+) -> nn.Module:
+    """Return a model with its weights, in eval mode, from a Hugging Face folder, a Hub id or one of our run folders.
+
+    Args:
+        head: the name of a head of the model's YAML; None for the one the source says it has.
+        device, dtype: of the parameters; dtype None keeps each tensor's own.
+        config_dirs: folders with YAML of your own; a family is added by `FOLDER/model/NAME.yaml`.
+        hub: for a Hub id: `revision`, `cache_dir`, `token`, `offline`.
+
+    Raises:
+        CheckpointError: no such source, or files that are damaged, unsafe or don't fit the YAML tensor for tensor.
+    """
+    from mlplatform.cli.pretrained import load as load_source
+
+    return load_source(source, head=head, device=device, dtype=dtype, config_dirs=config_dirs, **hub)
+
+
+def save(model: nn.Module, folder: str | Path, *, tokenizer: Any = None) -> None:
+    """Write a model as a folder Hugging Face's `from_pretrained` loads.
+
+    Args:
+        tokenizer: written beside it when given.
+
+    Raises:
+        SpecError: the model's YAML has no `hf`, or a value Hugging Face's config has no word for.
+        CheckpointError: the folder can't be written; nothing in it was changed.
+    """
+    from mlplatform.interop import save as save_folder
+
+    save_folder(model, folder, tokenizer=tokenizer)

@@ -1,0 +1,64 @@
+"""Models with weights: a Hugging Face folder, a Hub id or one of our run folders, by the YAML it belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlplatform.cli.compose import compose_model
+from mlplatform.cli.library import Library
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+class Families:
+    """The YAMLs a checkpoint may belong to: those of the user's folders first, then the shipped ones."""
+
+    def __init__(self, config_dirs: Iterable[str | Path] = ()) -> None:
+        self.config_dirs = list(config_dirs)
+        from mlplatform.interop import families
+
+        folders = [folder.within("model") for folder in Library(self.config_dirs).folders]
+        self.known = families(file for folder in folders if folder for file in sorted(folder.glob("*.yaml")))
+        self.compose: Callable[[str], dict[str, Any]] = lru_cache(maxsize=None)(self._compose)
+
+    def _compose(self, name: str) -> dict[str, Any]:
+        return compose_model(name, (), self.config_dirs).check().config
+
+    def find(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the composed spec for a config.json. Raises CheckpointError when no YAML states its model_type."""
+        from mlplatform.interop import choose
+
+        return choose(config, self.known, self.compose)
+
+    def knowing(self, tensor: str) -> list[str]:
+        """Return the YAMLs that have a rule for a tensor of that name."""
+        from mlplatform.interop.parts import weight_rules
+        from mlplatform.interop.weight_rules import WeightRules
+
+        names = sorted({name for names in self.known.values() for name in names})
+        return [n for n in names if WeightRules(weight_rules(self.compose(n), False, every_head=True)).knows(tensor)]
+
+
+def load(
+    source: str | Path,
+    *,
+    head: str | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    config_dirs: Iterable[str | Path] = (),
+    **hub: Any,
+) -> nn.Module:
+    """Return the model a source holds, as `mlplatform.load` says."""
+    from mlplatform.interop import fetch
+    from mlplatform.interop import load as load_folder
+
+    folder = Path(source).expanduser()
+    if not folder.exists():
+        folder = fetch(str(source), **hub)
+    shelf = Families(config_dirs)
+    return load_folder(folder, shelf.find, device=device, dtype=dtype, head=head, others=shelf.knowing)
