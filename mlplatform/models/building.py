@@ -53,3 +53,16 @@ def initialise(model: nn.Module, spec: Spec) -> None:
     """Give every parameter its initial value by the spec's `init`."""
     start = spec.child("init").build() if spec["init"] is not None else Normal()
     start(model)
+
+
+def initialise_module(
+    model: nn.Module, name: str, device: torch.device, dtype: torch.dtype | None = None, seed: int = 0
+) -> None:
+    """Give one part of a model built on the meta device memory and initial values: a new head."""
+    part = model.get_submodule(name)
+    part.to_empty(device=device)
+    if dtype is not None:
+        part.to(dtype)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        initialise(part, Spec(model.spec, "", "model"))  # type: ignore[arg-type]

@@ -96,7 +96,10 @@ def _check_union(value: Any, options: tuple[Any, ...], siblings: Mapping[str, An
     slots = [o for o in options if isinstance(_mark(o), Slot)]
     picks = [o for o in options if isinstance(_mark(o), Chosen)]
     lists = [o for o in options if get_origin(o) is list and _holds_slot(o)]
-    if slots and isinstance(value, Mapping):
+    marked = [o for o in options if isinstance(_mark(o), (Overlays, Alternatives))]
+    if marked:
+        yield from _check_value(value, marked[0], siblings, kind, path)
+    elif slots and isinstance(value, Mapping):
         yield from _check_value(value, slots[0], siblings, kind, path)
     elif picks and isinstance(value, str):
         yield from _check_value(value, picks[0], siblings, kind, path)

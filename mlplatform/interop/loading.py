@@ -1,0 +1,190 @@
+"""From a folder of Hugging Face's format to a module with its weights."""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mlplatform.errors import CheckpointError
+from mlplatform.interop.checkpoint_files import CheckpointFolder, explain_strangers, read_json
+from mlplatform.interop.parts import Find, head_of, ignored_weights, kept_of, read_config, tied_weights, weight_rules
+from mlplatform.interop.weight_rules import Piece, WeightRules
+from mlplatform.models import build
+from mlplatform.models.building import initialise_module
+
+log = logging.getLogger(__name__)
+OLD_SUFFIXES = {".gamma": ".weight", ".beta": ".bias"}
+"""How TensorFlow-born BERT files name the two parameters of a norm."""
+
+
+def load(
+    folder: str | Path,
+    find: Find,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    head: str | None = None,
+    others: Callable[[str], list[str]] | None = None,
+) -> nn.Module:
+    """Build the model a folder holds and give it the folder's weights.
+
+    Args:
+        folder: config.json and safetensors, as `save_pretrained` writes them.
+        find: returns the composed spec of the YAML for a config.json.
+        device, dtype: of the parameters; None keeps each tensor's own dtype.
+        head: the name of a head under the YAML's `heads`; None for the one the file says it has. A head the file
+            has no weights for is initialised, and said so.
+        others: names the YAMLs that have a rule for a tensor, for messages.
+
+    Raises:
+        CheckpointError: the files are damaged or unsafe, or don't fit the YAML tensor for tensor.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}")
+    config = read_json(folder / "config.json")
+    _note_code(folder, config)
+    family = find(config)
+    chosen = head_of(config, family, head)
+    spec = read_config(config, family, chosen, find)
+    files = CheckpointFolder(folder)
+    spec = _untied_where_the_file_is(spec, files)
+    model = build(spec, device="meta")
+    pieces, fresh = _plan(model, spec, files, config, others, new_head=head is not None)
+    _fill(model, pieces, files, torch.device(device), dtype)
+    if fresh:
+        log.warning("the head '%s' is not in %s: its %d parameters are initialised", chosen, folder, len(fresh))
+        initialise_module(model, "head", torch.device(device), dtype)
+    files.close()
+    model.hf_kept = kept_of(config, spec)  # type: ignore[assignment]
+    return model.eval()
+
+
+def _note_code(folder: Path, config: Mapping[str, Any]) -> None:
+    if config.get("auto_map") or any(folder.glob("*.py")):
+        log.warning("%s brings Python code of its own; it is ignored, as no checkpoint runs code here", folder)
+
+
+def _untied_where_the_file_is(spec: dict[str, Any], files: CheckpointFolder) -> dict[str, Any]:
+    """Files may hold a tied tensor twice. Equal copies are one tensor; different ones mean it isn't tied (as in HF)."""
+    for copy, source in tied_weights(spec).items():
+        if copy in files.files and source in files.files:
+            head = (spec.get("heads") or {}).get(spec.get("head")) if isinstance(spec.get("head"), str) else None
+            if head and head.get("tied") and not torch.equal(files.read(copy), files.read(source)):
+                log.warning("%s differs from %s, so the head is not tied", copy, source)
+                head["tied"] = False
+    return spec
+
+
+def _plan(
+    model: nn.Module,
+    spec: Mapping[str, Any],
+    files: CheckpointFolder,
+    config: Mapping[str, Any],
+    others: Callable[[str], list[str]] | None,
+    new_head: bool,
+) -> tuple[list[Piece], list[str]]:
+    """Match the file's tensors and ours, each exactly once; return the pieces and our parameters to initialise."""
+    aliases = _aliases(files)
+    bare = _is_bare(spec, files)
+    rules = WeightRules(weight_rules(spec, bare))
+    shapes = {name: p.shape for name, p in model.state_dict().items()}
+    pieces = rules.plan(shapes, lambda name: name in aliases)
+    fresh = [p for p in pieces if new_head and p.ours[0].startswith("head.") and p.theirs[0] not in aliases]
+    pieces = [piece for piece in pieces if piece not in fresh]
+    absent = [(piece, name) for piece in pieces for name in piece.theirs if name not in aliases]
+    if absent:
+        piece, name = absent[0]
+        many = f" ({len(absent)} are missing)" if len(absent) > 1 else ""
+        raise CheckpointError(f"{files.folder}: no tensor '{name}', which gives {piece.ours[0]}{many}")
+    used = {name for piece in pieces for name in piece.theirs}
+    left = [name for name in aliases if name not in used and not _dropped(name, spec, files, new_head, bare)]
+    if left:
+        raise explain_strangers(left, files.folder, files.files, others(left[0]) if others else [])
+    for piece in pieces:
+        piece.theirs = [aliases[name] for name in piece.theirs]
+    return pieces, [name for piece in fresh for name in piece.ours]
+
+
+def _aliases(files: CheckpointFolder) -> dict[str, str]:
+    """Return their names in today's spelling -> as the file has them."""
+    found = {}
+    for name in files.files:
+        for old, new in OLD_SUFFIXES.items():
+            if name.endswith(f"LayerNorm{old}"):
+                found[name.removesuffix(old) + new] = name
+                break
+        else:
+            found[name] = name
+    return found
+
+
+def _is_bare(spec: Mapping[str, Any], files: CheckpointFolder) -> bool:
+    prefix = (spec.get("hf") or {}).get("base_prefix", "")
+    return bool(prefix) and not any(name.startswith(prefix) for name in files.files)
+
+
+def _dropped(name: str, spec: Mapping[str, Any], files: CheckpointFolder, new_head: bool, bare: bool) -> bool:
+    """Whether a tensor without a place is one the YAML ignores, a copy of a tied one, or an unwanted head's."""
+    if any(fnmatch.fnmatchcase(name, pattern) for pattern in ignored_weights(spec)):
+        return True
+    if name in (tied := tied_weights(spec)) and tied[name] in files.files:
+        return True
+    if new_head and WeightRules(weight_rules(spec, bare, every_head=True)).knows(name):
+        log.warning("'%s' belongs to a head that is not built", name)
+        return True
+    return False
+
+
+def _fill(
+    model: nn.Module, pieces: list[Piece], files: CheckpointFolder, device: torch.device, dtype: torch.dtype | None
+) -> None:
+    meta = model.state_dict()
+    shapes = {name: t.shape for name, t in meta.items()}
+    warned = False
+    for piece in pieces:
+        for name in piece.theirs:
+            if files.dtypes[name][0] not in "FB" or files.dtypes[name] == "BOOL":
+                raise CheckpointError(
+                    f"{files.files[name]}: '{name}' is {files.dtypes[name]}; a floating dtype is needed"
+                )
+        for name, tensor in piece.to_ours(files.read, shapes, groups_of(model, piece)).items():
+            if tensor.shape != shapes[name]:
+                raise CheckpointError(
+                    f"{files.files[piece.theirs[0]]}: '{piece.theirs[0]}' is {list(tensor.shape)}, "
+                    f"{name} of this config is {list(shapes[name])}"
+                )
+            kept = tensor.to(device=device, dtype=dtype or tensor.dtype, copy=True).contiguous()
+            if not warned and not torch.isfinite(kept.sum(dtype=torch.float32)) and not torch.isfinite(kept).all():
+                log.warning("%s: '%s' holds NaN or infinite values", files.files[piece.theirs[0]], piece.theirs[0])
+                warned = True
+            put(model, name, kept)
+
+
+def put(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Make a tensor the parameter (or buffer) of that name."""
+    module_name, _, last = name.rpartition(".")
+    module = model.get_submodule(module_name)
+    old = getattr(module, last)
+    if isinstance(old, nn.Parameter):
+        setattr(module, last, nn.Parameter(tensor, requires_grad=old.requires_grad))
+    else:
+        module.register_buffer(last, tensor)
+
+
+def groups_of(model: nn.Module, piece: Piece) -> int | None:
+    """Return the number of head groups a fused piece is interleaved by."""
+    attribute = piece.op.get("groups")
+    if attribute is None:
+        return None
+    attention = model.get_submodule(piece.ours[0].rsplit(".", 2)[0])
+    value = getattr(attention, str(attribute), None)
+    if not isinstance(value, int):
+        raise CheckpointError(f"hf.weights: groups={attribute!r}; it is heads or kv_heads")
+    return value
