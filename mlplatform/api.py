@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,67 @@ def build(
     composed = _composed(model, overrides, config_dirs)
     with composed.located():
         return build_spec(Spec.of(composed.config, "model"), device=device, dtype=dtype, seed=seed)
+
+
+def load(
+    source: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    head: str | None = None,
+    config_dirs: ConfigDirs = (),
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | None = None,
+    offline: bool = False,
+) -> nn.Module:
+    """Load a model with its weights from a Hugging Face folder, a Hub id, or one of our run folders.
+
+    The YAML is found by config.json's `model_type` among conf/model and the folders of `config_dirs`.
+
+    Args:
+        device, dtype: where the parameters go and what they become; None keeps the file's dtype.
+        head: a head of the YAML other than the one config.json names; weights the file lacks are initialised.
+        revision, cache_dir, token, offline: of the Hub (see `mlplatform.interop.fetch`).
+
+    Raises:
+        CheckpointError: the files are damaged or unsafe, or don't fit the YAML tensor for tensor.
+    """
+    from mlplatform import interop
+
+    folder = Path(source).expanduser()
+    if (folder / "run.json").is_file():
+        from mlplatform.runs.export import load_run
+
+        return load_run(folder, device=device, dtype=dtype)
+    if not folder.is_dir():
+        folder = interop.fetch(str(source), revision=revision, cache_dir=cache_dir, token=token, offline=offline)
+    return interop.load(folder, finder(config_dirs), device=device, dtype=dtype, head=head)
+
+
+def save(model: nn.Module, folder: str | Path, *, tokenizer: Any = None, shard_size: int = 5 * 10**9) -> None:
+    """Write a model as a folder that Hugging Face's `from_pretrained` loads.
+
+    Args:
+        tokenizer: written beside the weights. shard_size: bytes of tensors a file holds at most.
+
+    Raises:
+        SpecError: the model's YAML has no `hf:`.
+        CheckpointError: the folder can't be written; nothing in it was changed.
+    """
+    from mlplatform import interop
+
+    interop.save(model, folder, tokenizer=tokenizer, shard_size=shard_size)
+
+
+def finder(config_dirs: ConfigDirs = ()) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """Return what finds the composed YAML for a config.json, among the user's folders and conf/model."""
+    from mlplatform import interop, places
+
+    dirs = [Path(folder) for folder in config_dirs]
+    files = [f for folder in (*dirs, places.conf()) for f in sorted((folder / "model").glob("*.yaml"))]
+    known = interop.families(files)
+    return lambda config: interop.choose(config, known, lambda name: _composed(name, (), dirs).config)
 
 
 def _composed(model: str, overrides: Sequence[str], config_dirs: ConfigDirs) -> Composed:

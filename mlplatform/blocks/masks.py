@@ -17,7 +17,7 @@ def attention_mask(
     """Return (additive mask or None, whether the plain causal order is all there is).
 
     The mask is (batch or 1, heads or 1, queries, keys): -inf where a query may not look, else 0 or the tower's
-    position bias. It is made once per pass. A padded query looks at itself, so that no row is empty (it would be NaN).
+    position bias. It is made once per pass. A query left with no key (padding before a text) sees all of them: an empty row would be NaN.
     """
     everything = window is None and context.padding is None and context.documents is None and context.bias is None
     if everything and queries == 1:
@@ -58,4 +58,4 @@ def _allowed(context: Context, queries: int, keys: int, causal: bool, window: Wi
     if context.documents is not None:
         documents = context.documents
         allowed = allowed & (documents[:, None, -queries:, None] == documents[:, None, None, :])
-    return allowed | (q == k)
+    return allowed | ~allowed.any(-1, keepdim=True)

@@ -99,6 +99,9 @@ class ConfigMap:
                     config["label2id"] = {f"LABEL_{i}": i for i in range(value)}
             else:
                 _assign(config, _keys(right)[0], _theirs(right, value))
+        for _, right in self.pairs:  # a key that repeats the one it falls back on is written as null, as HF has it
+            if isinstance(right, list) and _look(config, right[0]) == _look(config, right[-1]):
+                _assign(config, right[0], None)
         return config
 
     def kept(self, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,53 @@
+"""Every model beside transformers, through files on disk: outputs, gradients, bytes, and a control that must fail."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from cases import CASES
+from oracle import Case, broken, config_of, difference, gradient_gap, randomised, tensors_of
+
+import mlplatform as mp
+
+pytestmark = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+@pytest.fixture
+def reference(case: Case, tmp_path: Path) -> torch.nn.Module:
+    model = randomised(case)
+    model.save_pretrained(tmp_path / "theirs")
+    return model
+
+
+def test_outputs(case: Case, reference: torch.nn.Module, tmp_path: Path) -> None:
+    ours = mp.load(tmp_path / "theirs", config_dirs=case.config_dirs)
+    for padding in case.paddings:
+        assert difference(case, ours, reference, padding) <= case.within, padding
+
+
+def test_gradients(case: Case, reference: torch.nn.Module, tmp_path: Path) -> None:
+    if not case.labels:
+        pytest.skip("this head has no loss in the reference, or another one")
+    ours = mp.load(tmp_path / "theirs", config_dirs=case.config_dirs)
+    assert gradient_gap(case, ours, reference) <= 1e-4
+
+
+def test_round_trip(case: Case, reference: torch.nn.Module, tmp_path: Path) -> None:
+    mp.save(mp.load(tmp_path / "theirs", config_dirs=case.config_dirs), tmp_path / "ours")
+    theirs, ours = tensors_of(tmp_path / "theirs"), tensors_of(tmp_path / "ours")
+    assert theirs.keys() == ours.keys()
+    for name, tensor in theirs.items():
+        assert tensor.dtype == ours[name].dtype, name
+        assert torch.equal(tensor, ours[name]), name
+    assert config_of(tmp_path / "ours") == config_of(tmp_path / "theirs")
+    again, said = type(reference).from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not any(said.values()), said
+    for name, parameter in again.state_dict().items():
+        assert torch.equal(parameter, reference.state_dict()[name]), name
+
+
+def test_control(case: Case, reference: torch.nn.Module, tmp_path: Path) -> None:
+    wrong = broken(case, tmp_path / "theirs")
+    assert difference(case, wrong, reference, case.paddings[0]) > 10 * case.within
