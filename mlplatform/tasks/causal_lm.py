@@ -1,0 +1,34 @@
+"""Causal language modelling: predict each next token."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor, nn
+
+from mlplatform.data.collate import Collator, NextToken
+from mlplatform.registry import block
+from mlplatform.tasks.task import Batch, Task, count_targets
+
+
+@block("task/causal_lm")
+class CausalLM(Task):
+    """Each token is predicted from those before it in its document. Metrics: loss (nats), perplexity, bits per byte."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+
+    def collator(self, tokenizer: Any, length: int) -> Collator:
+        return NextToken(tokenizer.filler)
+
+    def targets(self, batch: Batch) -> Tensor:
+        return count_targets(batch["labels"][:, 1:])  # the head shifts: the first label of a row is never scored
+
+    def metrics(self, sums: Tensor) -> dict[str, float]:
+        total, count, size = sums.tolist()
+        loss = total / count
+        values = {"validation/loss": loss, "validation/perplexity": math.exp(min(loss, 700.0))}
+        if size > 0:
+            values["validation/bits_per_byte"] = total / math.log(2) / size
+        return values

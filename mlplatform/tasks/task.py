@@ -1,0 +1,197 @@
+"""What all tasks share: the optimizer step with its one loss normalisation, validation, and which models fit."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import lightning.pytorch as L
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from mlplatform.data.collate import IGNORED, Collator
+from mlplatform.errors import CheckpointError, DataError, RunError, SpecError, listing
+from mlplatform.registry import kinds
+
+Batch = dict[str, Tensor]
+
+
+class Figures(NamedTuple):
+    """One optimizer step, over all ranks: mean loss per target, norm of the gradient before clipping, counts."""
+
+    loss: float
+    grad_norm: float
+    targets: int
+    tokens: int
+
+
+class Task(L.LightningModule):
+    """A model, its loss and its metrics.
+
+    One item of the train loader is one optimizer step of this rank: a list of micro-batches. The loss of the step is
+    the sum over all target tokens of all micro-batches and ranks, divided by their number, whatever the padding,
+    packing, accumulation or ranks.
+
+    Args:
+        model: called with Hugging Face's batch names; returns `loss_sum` and `loss_count`.
+
+    Attributes:
+        make_optimizer: returns the optimizer of a model. clip_norm: largest norm of the gradient, None for no limit.
+            Both are set by whoever runs the task.
+        figures: the last step's, set just before its weights change.
+    """
+
+    attention = "causal"
+    """What the model's self-attention must be: `causal` or `full`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        check_fit(self, model)
+        self.model = model
+        self.make_optimizer: Callable[[nn.Module], Optimizer] | None = None
+        self.clip_norm: float | None = None
+        self.figures = Figures(math.nan, math.nan, 0, 0)
+
+    def collator(self, tokenizer: Any, length: int) -> Collator:
+        """Return what makes a micro-batch of rows for this task.
+
+        Raises:
+            DataError: the tokenizer lacks a token the task needs.
+        """
+        raise NotImplementedError
+
+    def targets(self, batch: Batch) -> Tensor:
+        """Return how many tokens of a micro-batch the loss is over, before it is computed."""
+        raise NotImplementedError
+
+    def metrics(self, sums: Tensor) -> dict[str, float]:
+        """Return the metrics of the (loss_sum, targets, bytes) of a whole validation pass."""
+        raise NotImplementedError
+
+    def configure_optimizers(self) -> Optimizer:
+        """Return the optimizer `make_optimizer` makes."""
+        if self.make_optimizer is None:
+            raise RunError("set task.make_optimizer before training: a function from the model to an optimizer")
+        optimizer = self.make_optimizer(self.model)
+        # Fused optimizers would unscale fp16's gradients by themselves, after they were clipped.
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+        return optimizer
+
+    def training_step(self, micro_batches: list[Batch]) -> None:
+        """Make one optimizer step.
+
+        Raises:
+            DataError: no token of any rank is a target. RunError: the loss or the gradient is not finite.
+        """
+        total, tokens = self._totals(micro_batches)
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        strategy = self.trainer.strategy
+        for number, batch in enumerate(micro_batches):
+            last = number == len(micro_batches) - 1
+            hold = (
+                contextlib.nullcontext() if last else getattr(strategy, "block_backward_sync", contextlib.nullcontext)()
+            )
+            with hold:
+                out = self.model(**_inputs(batch), logits=False)
+                with torch.autocast(self.device.type, enabled=False):
+                    # Ranks' gradients are averaged, hence the factor: the sum over ranks divided by the global total.
+                    self.manual_backward(out.loss_sum * (self.trainer.world_size / total))
+            loss_sum += out.loss_sum.detach()
+        self._loss = self._sum(loss_sum) / total
+        self.figures = Figures(math.nan, math.nan, total, tokens)
+        optimizer: Any = self.optimizers()
+        with torch.autocast(self.device.type, enabled=False):
+            optimizer.step()
+        optimizer.zero_grad()
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clip, and stop before anything that is not finite reaches the weights. Gradients are unscaled here."""
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if self.clip_norm is not None:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
+        loss, size = torch.stack([self._loss, norm.double()]).tolist()
+        self.figures = self.figures._replace(loss=loss, grad_norm=size)
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # fp16 skips such a step by itself
+        if not math.isfinite(loss) or not (math.isfinite(size) or scaled):
+            what = f"the loss is {loss}" if not math.isfinite(loss) else f"the norm of the gradient is {size}"
+            step = self.trainer.global_step + 1
+            raise RunError(f"step {step}: {what}; lower optimizer.lr, lengthen the warmup or set trainer.clip_norm")
+
+    def validation_step(self, batch: Batch) -> Tensor:
+        """Return (loss_sum, targets, bytes) of one micro-batch in fp64; bytes is 0 where the data doesn't say."""
+        out = self.model(**_inputs(batch), logits=False)
+        size = batch.get("num_bytes", torch.zeros((), device=self.device))
+        return torch.stack([out.loss_sum.double(), out.loss_count.double(), size.double()])
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the weights of another model."""
+        check_weights(checkpoint["state_dict"], self.state_dict())
+
+    def _totals(self, micro_batches: list[Batch]) -> tuple[int, int]:
+        """Return the numbers of targets and of tokens (padding not counted) over micro-batches and ranks."""
+        counts = [torch.stack([self.targets(batch), _tokens(batch)]) for batch in micro_batches]
+        targets, tokens = self._sum(torch.stack(counts).sum(0)).tolist()
+        if targets == 0:
+            step = self.trainer.global_step + 1
+            raise DataError(
+                f"step {step}: no token of its batch is a target; `mlplatform data show` prints what is masked"
+            )
+        return int(targets), int(tokens)
+
+    def _sum(self, tensor: Tensor) -> Tensor:
+        """Sum over ranks."""
+        return self.trainer.strategy.reduce(tensor, reduce_op="sum")  # type: ignore[return-value]
+
+
+def _inputs(batch: Batch) -> Batch:
+    return {name: tensor for name, tensor in batch.items() if name != "num_bytes"}
+
+
+def _tokens(batch: Batch) -> Tensor:
+    for name in ("attention_mask", "document_ids"):
+        if name in batch:
+            return (batch[name] > 0).sum()
+    return torch.tensor(batch["labels"].numel(), device=batch["labels"].device)
+
+
+def count_targets(labels: Tensor) -> Tensor:
+    """Return how many labels are not -100."""
+    return (labels != IGNORED).sum()
+
+
+def check_fit(task: Task, model: nn.Module) -> None:
+    """Raise SpecError when a task can't train a model; names both and the tasks that fit.
+
+    A head says which task it is for; the self-attention of the tower must see what the task lets it see.
+    """
+    name = str(task.kind)  # type: ignore[attr-defined]
+    head, trunk = getattr(model, "head", None), getattr(model, "trunk", None)
+    made_for = getattr(head, "task", None)
+    seen = {"causal" if m.causal else "full" for m in (trunk or model).modules() if hasattr(m, "causal")}
+    if made_for == name and seen <= {task.attention}:
+        return
+    parts = f"head {getattr(head, 'kind', 'none')}, {' and '.join(sorted(seen)) or 'no'} attention"
+    told = f"task={name} does not fit this {getattr(model, 'kind', 'model')} ({parts})"
+    if made_for == name:
+        raise SpecError(f"{told}: it needs {task.attention} attention; set model.trunk.layer.attention.mask")
+    there = f"{kinds()[f'task/{made_for}'].name} fits it" if f"task/{made_for}" in kinds() else "no task fits this head"
+    raise SpecError(f"{told}: {there}; or choose another model.head")
+
+
+def check_weights(given: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+    """Raise CheckpointError that lists which weights are missing, extra or of another shape."""
+    wrong = [f"{n} is missing" for n in own if n not in given]
+    wrong += [f"{n} is not in the model" for n in given if n not in own]
+    wrong += [
+        f"{n} is {tuple(given[n].shape)} and the model's {tuple(own[n].shape)}"
+        for n in own
+        if n in given and given[n].shape != own[n].shape
+    ]
+    if wrong:
+        raise CheckpointError(f"the checkpoint is of another model: {listing(wrong, 3)}")

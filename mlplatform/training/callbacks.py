@@ -1,0 +1,191 @@
+"""What happens between two optimizer steps, in one place and one order."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch.optim import Optimizer
+
+from mlplatform.training.checkpoints import folder_name, prune
+from mlplatform.training.ema import AveragedWeights
+from mlplatform.training.intervals import Clock, Length
+from mlplatform.training.meters import Feed, Speed, memory_gb
+from mlplatform.training.progress import Display
+from mlplatform.training.schedules import Factor
+from mlplatform.training.signals import StopSignals
+from mlplatform.training.trainable import Recorder
+from mlplatform.training.validation import validate
+
+
+@dataclass(frozen=True)
+class Plan:
+    """When a run ends, and when it logs, validates and saves; None for never (but at the end)."""
+
+    whole: Length
+    log: Length | None
+    validate: Length | None
+    save: Length | None
+
+
+class Session(Callback):
+    """Drives a run from its first to its last step.
+
+    After each step, in this order: the clock moves, the averaged weights follow, metrics are logged, the run
+    validates, saves, and stops if it is done or was asked to. The last step does all of them.
+
+    Args:
+        folder: of the checkpoints; None saves nothing.
+        keep, keep_best: how many checkpoints stay (see checkpoints.prune).
+        batches: returns the validation loader; None doesn't validate.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        factor: Factor,
+        feed: Feed,
+        speed: Speed,
+        *,
+        folder: Path | None,
+        keep: int,
+        keep_best: int,
+        batches: Callable[[], Any] | None,
+        ema: AveragedWeights | None,
+        recorder: Recorder | None,
+        display: Display,
+        signals: StopSignals,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.plan, self.factor, self.feed, self.speed = plan, factor, feed, speed
+        self.folder, self.keep, self.keep_best, self.batches, self.ema = folder, keep, keep_best, batches, ema
+        self.recorder, self.display, self.signals, self.now = recorder, display, signals, now
+        self.timed = any(part and part.unit == "seconds" for part in (plan.whole, plan.log, plan.validate, plan.save))
+        self.clock = Clock()
+        self.window = {"loss": 0.0, "targets": 0}
+        self.rate = 0.0
+        self.measured: dict[str, float] = {}
+        self.validation_loss: float | None = None
+        self.best: tuple[int, float] | None = None
+        self.saved: Path | None = None
+        self.preempted: str | None = None
+        self.tick = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.tick = self.now()
+        self._stop_if_asked(trainer)
+        trainer.should_stop = self.preempted is not None or self.plan.whole.reached(self.clock)
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
+        """Set the learning rate of this step."""
+        before = self.clock
+        after = replace(before, steps=before.steps + 1, tokens=before.tokens + self._figures(pl_module).tokens)
+        unit = self.plan.whole.unit
+        factor = self.factor(before.read(unit), after.read(unit))
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        self.rate = optimizer.param_groups[0]["lr"]
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        before = self._advance(trainer, pl_module)
+        if self.ema is not None:
+            self.ema.update(pl_module, self.clock.steps)
+        self._stop_if_asked(trainer)
+        done, end = self.plan.whole.reached(self.clock), self.preempted is not None
+        self._show(pl_module)
+        if done or self._due(self.plan.log, before):
+            self._log(pl_module)
+        if self.batches is not None and (done or self._due(self.plan.validate, before)):
+            self._validate(trainer, pl_module)
+        if self.folder is not None and (done or end or self._due(self.plan.save, before)):
+            self._save(trainer)
+        trainer.should_stop = done or end
+        self.validation_loss = None
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["clock"], checkpoint["window"] = self.clock.state_dict(), dict(self.window)
+        checkpoint["validation_loss"], checkpoint["best"] = self.validation_loss, self.best
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.clock, self.window = Clock(**checkpoint["clock"]), dict(checkpoint["window"])
+        self.best = None if checkpoint["best"] is None else (checkpoint["best"][0], checkpoint["best"][1])
+
+    def _advance(self, trainer: L.Trainer, module: L.LightningModule) -> Clock:
+        """Move the clock by one step; return what it was."""
+        before, figures, now = self.clock, self._figures(module), self.now()
+        self.speed.add(figures.tokens, now - self.feed.began, self.feed.waited)
+        seconds = before.seconds + now - self.tick
+        if trainer.world_size > 1 and self.timed:  # ranks must agree on what is due
+            seconds = trainer.strategy.broadcast(seconds)
+        self.tick = now
+        self.clock = Clock(before.steps + 1, before.tokens + figures.tokens, seconds)
+        self.window["loss"] += figures.loss * figures.targets
+        self.window["targets"] += figures.targets
+        return before
+
+    def _due(self, length: Length | None, before: Clock) -> bool:
+        return length is not None and length.passed(before, self.clock)
+
+    def _stop_if_asked(self, trainer: L.Trainer) -> None:
+        """Take note of a signal any rank got, on all ranks at the same step."""
+        caught = self.signals.caught
+        if trainer.world_size > 1:
+            flag = torch.tensor(float(caught is not None), device=trainer.strategy.root_device)
+            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+            caught = caught or ("a signal to another rank" if flag.item() else None)
+        if caught is not None and self.preempted is None:
+            self.preempted = caught
+            self.display.say(f"{caught}: stopping after step {self.clock.steps}")
+
+    def _show(self, module: L.LightningModule) -> None:
+        figures, whole = self._figures(module), self.plan.whole
+        now = {**self.measured, "train/loss": figures.loss, "train/lr": self.rate}
+        if "perf/tokens_per_second" not in now and self.speed.seconds > 0:
+            now["perf/tokens_per_second"] = self.speed.tokens / self.speed.seconds
+        self.display.step(self.clock.steps, min(1.0, self.clock.read(whole.unit) / whole.amount), now)
+
+    def _log(self, module: L.LightningModule) -> None:
+        self.measured = {**self.speed.report(), "perf/memory_gb": memory_gb(module.device)}
+        values = {
+            "train/loss": self.window["loss"] / self.window["targets"],
+            "train/grad_norm": self._figures(module).grad_norm,
+            "train/lr": self.rate,
+            "train/tokens": float(self.clock.tokens),
+            **self.measured,
+        }
+        self.window = {"loss": 0.0, "targets": 0}
+        self._record(values)
+
+    def _validate(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert self.batches is not None
+        averaged = self.ema.applied(module) if self.ema is not None else contextlib.nullcontext()
+        with averaged:
+            values = validate(trainer, module, self.batches())
+        self.validation_loss = values["validation/loss"]
+        if self.best is None or self.validation_loss < self.best[1]:
+            self.best = (self.clock.steps, self.validation_loss)
+        self._record(values)
+        figures = " ".join(f"{name.partition('/')[2]}={value:.4f}" for name, value in values.items())
+        self.display.say(f"step={self.clock.steps} validation: {figures}")
+
+    def _save(self, trainer: L.Trainer) -> None:
+        assert self.folder is not None
+        self.saved = self.folder / folder_name(self.clock.steps)
+        trainer.save_checkpoint(self.saved, weights_only=False)
+        if trainer.is_global_zero:
+            prune(self.folder, self.keep, self.keep_best)
+
+    def _record(self, values: dict[str, float]) -> None:
+        if self.recorder is not None:
+            self.recorder.log(self.clock.steps, values)
+
+    @staticmethod
+    def _figures(module: L.LightningModule) -> Any:
+        return module.figures

@@ -1,0 +1,70 @@
+"""An exponential moving average of the weights."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from mlplatform.errors import CheckpointError
+
+
+class AveragedWeights(Callback):
+    """average <- d * average + (1 - d) * weights after each step, with d = min(decay, (1 + steps) / (10 + steps)).
+
+    The average is kept in fp32 whatever the weights' type (in bf16 it would stand still), and takes a second copy of
+    the trained parameters' memory. The ramp of d keeps a short run's average from being its start.
+
+    Args:
+        decay: the limit of d.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self.average: dict[str, Tensor] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        own = self._weights(pl_module)
+        if not self.average:
+            self.average = {name: p.detach().float().clone() for name, p in own.items()}
+        elif {n: a.shape for n, a in self.average.items()} != {n: p.shape for n, p in own.items()}:
+            raise CheckpointError("the checkpoint's averaged weights are not those of this model; set trainer.ema=null")
+        self.average = {name: a.to(own[name].device) for name, a in self.average.items()}
+
+    @torch.no_grad()
+    def update(self, module: L.LightningModule, steps: int) -> None:
+        """Move the average after the step with that number (from 1)."""
+        keep = min(self.decay, (1 + steps) / (10 + steps))
+        for name, p in self._weights(module).items():
+            self.average[name].lerp_(p.detach().float(), 1 - keep)
+
+    @contextlib.contextmanager
+    def applied(self, module: L.LightningModule) -> Iterator[None]:
+        """Put the average in the place of the weights for a while."""
+        own = self._weights(module)
+        kept = {name: p.data for name, p in own.items()}
+        try:
+            for name, p in own.items():
+                p.data = self.average[name].to(p.dtype)
+            yield
+        finally:
+            for name, p in own.items():
+                p.data = kept[name]
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["ema"] = self.average
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if "ema" not in checkpoint:
+            raise CheckpointError("the checkpoint holds no averaged weights; it was written with trainer.ema=null")
+        self.average = checkpoint["ema"]
+
+    @staticmethod
+    def _weights(module: L.LightningModule) -> dict[str, torch.nn.Parameter]:
+        named = module.model.named_parameters()  # type: ignore[union-attr,operator]
+        return {name: p for name, p in named if p.requires_grad}

@@ -1,0 +1,214 @@
+"""Runs a task on data, from nothing or from a checkpoint, through Lightning's Trainer."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as L
+import torch
+from torch import nn
+
+from mlplatform.errors import RunError, SpecError
+from mlplatform.registry import Spec
+from mlplatform.training import optimizers, precision
+from mlplatform.training.callbacks import Session
+from mlplatform.training.checkpoints import FolderIO, clean, newest_whole
+from mlplatform.training.ema import AveragedWeights
+from mlplatform.training.meters import Feed, Speed, peak_flops
+from mlplatform.training.progress import Display, Quiet, display
+from mlplatform.training.rng import Randomness
+from mlplatform.training.settings import TrainerSettings
+from mlplatform.training.signals import StopSignals
+from mlplatform.training.strategies import Place
+from mlplatform.training.trainable import Batches, Recorder
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended. `best` is (step, validation loss); `checkpoint` the last one this session wrote."""
+
+    status: Literal["finished", "preempted"]
+    steps: int
+    tokens: int
+    seconds: float
+    best: tuple[int, float] | None
+    checkpoint: Path | None
+
+
+def preflight(trainer: Spec, strategy: Spec) -> Place:
+    """Check that this machine can run as configured, before anything is built; return where the process stands.
+
+    Raises:
+        SpecError: devices, strategy or precision that this machine doesn't have.
+    """
+    settings: TrainerSettings = trainer.build()
+    place = Place.find(settings.accelerator, settings.devices)
+    strategy.build().check(place)
+    precision.check(settings.precision, place.device)
+    return place
+
+
+def fit(
+    task: Any,
+    data: Batches,
+    *,
+    trainer: Spec,
+    optimizer: Spec,
+    schedule: Spec,
+    strategy: Spec,
+    seed: int = 0,
+    folder: Path | None = None,
+    resume_from: Path | None = None,
+    recorder: Recorder | None = None,
+    show: Display | None = None,
+    extra: Callable[[Path], None] | None = None,
+    flops_per_token: float | None = None,
+    now: Callable[[], float] = time.monotonic,
+) -> Result:
+    """Train a task on data.
+
+    Killed at any moment and called again with `resume_from`, the losses and weights that follow are those of a run
+    that was not disturbed: bit for bit with one process on a CPU.
+
+    Args:
+        task: a `Trainable` LightningModule. data: its batches.
+        trainer, optimizer, schedule, strategy: the sections of the run's config.
+        seed: of dropout and whatever else the model draws.
+        folder: where checkpoints go; None saves none.
+        resume_from: a checkpoint's folder.
+        recorder: receives the metrics (rank 0 only).
+        show: the progress display; by default a bar on a terminal and lines off one.
+        extra: writes further files into each checkpoint.
+        flops_per_token: of a forward and backward pass, for the share of the device's peak.
+        now: the clock.
+
+    Raises:
+        SpecError: settings that contradict each other or the machine.
+        CheckpointError: a checkpoint that is damaged or of another model.
+        DataError: data that can't be trained on.
+        RunError: the loss is not finite, the disk is full, or a second SIGINT.
+    """
+    settings: TrainerSettings = trainer.build()
+    place = Place.find(settings.accelerator, settings.devices)
+    first = place.rank == 0
+    shown: Display = (show or display()) if first else Quiet()
+    steps_per_epoch = data.samples_per_epoch / data.shape.sequences
+    plan = settings.plan(steps_per_epoch)
+    feed = Feed(data.train_dataloader(), now)
+    ema = AveragedWeights(settings.ema) if settings.ema is not None else None
+    validates = settings.validate_every is not None and len(data.val_dataloader()) > 0
+    with StopSignals() as signals, _quiet_lightning():
+        session = Session(
+            plan,
+            schedule.build().bind(plan.whole, steps_per_epoch),
+            feed,
+            Speed(flops_per_token, _peak(settings, place)),
+            folder=folder,
+            keep=settings.keep,
+            keep_best=settings.keep_best,
+            batches=data.val_dataloader if validates else None,
+            ema=ema,
+            recorder=recorder if first else None,
+            display=shown,
+            signals=signals,
+            now=now,
+        )
+        task.make_optimizer = partial(_optimizer, optimizer)
+        task.clip_norm = settings.clip_norm
+        prepare_layers(task.model, settings.compile, settings.activation_checkpointing)
+        callbacks = [Randomness(seed), *([ema] if ema else []), session]
+        engine = _trainer(settings, place, strategy, callbacks, FolderIO(extra))
+        if folder is not None and first:
+            folder.mkdir(parents=True, exist_ok=True)
+            clean(folder)
+        try:
+            engine.fit(task, train_dataloaders=feed, ckpt_path=resume_from and str(resume_from), weights_only=False)
+        except RunError as error:
+            raise _with_last_checkpoint(error, folder) from None
+        finally:
+            shown.close()
+    done = plan.whole.reached(session.clock)
+    clock = session.clock
+    return Result(
+        "finished" if done else "preempted", clock.steps, clock.tokens, clock.seconds, session.best, session.saved
+    )
+
+
+def prepare_layers(model: nn.Module, compiled: bool, checkpointed: bool) -> None:
+    """Turn on, in every tower of a model, compilation and recomputation layer by layer. Names of weights stay."""
+    towers: list[Any] = [m for m in model.modules() if hasattr(m, "checkpointed") and hasattr(m, "layers")]
+    if not towers and (compiled or checkpointed):
+        raise SpecError("trainer.compile and trainer.activation_checkpointing need a model made of layers")
+    for tower in towers:
+        tower.checkpointed = checkpointed
+        for layer in tower.layers if compiled else ():
+            layer.compile()
+
+
+def _optimizer(spec: Spec, model: nn.Module) -> torch.optim.Optimizer:
+    return optimizers.build(spec, model)
+
+
+def _trainer(settings: TrainerSettings, place: Place, strategy: Spec, callbacks: list[Any], io: FolderIO) -> L.Trainer:
+    plugins: list[Any] = [precision.plugin(settings.precision, place.device), io, place.environment]
+    trainer = L.Trainer(
+        accelerator="gpu" if place.device == "cuda" else "cpu",
+        devices=place.devices,
+        num_nodes=max(1, place.world // place.devices),
+        strategy=strategy.build().build(place),
+        plugins=plugins,
+        callbacks=callbacks,
+        max_epochs=-1,
+        max_steps=-1,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    # Lightning's own SIGTERM handler runs a collective inside the handler and raises in the middle of a step.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return trainer
+
+
+def _peak(settings: TrainerSettings, place: Place) -> float | None:
+    if place.device != "cuda":
+        return None
+    one = peak_flops(torch.cuda.get_device_name(), precision.compute_dtype(settings.precision))
+    return None if one is None else one * place.world
+
+
+def _with_last_checkpoint(error: RunError, folder: Path | None) -> RunError:
+    """Say where the run can go on from."""
+    last = newest_whole(folder)[0] if folder is not None else None
+    if last is None or str(last) in str(error):
+        return error
+    return RunError(f"{error}; the last good checkpoint is {last}")
+
+
+@contextlib.contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Keep Lightning's tips to itself; its warnings still show, but for those of its own validation and GPUs."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "You defined a `validation_step` but have no `val_dataloader`")
+            warnings.filterwarnings("ignore", "GPU available but not used")
+            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)  # Lightning's own
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
