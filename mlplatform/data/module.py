@@ -16,7 +16,7 @@ from mlplatform.data.packing import Rows, emptied, rows
 from mlplatform.data.sources import Source
 from mlplatform.data.tokens import Store, tokenised
 from mlplatform.errors import DataError, SpecError
-from mlplatform.processors.tokenizer import Tokenizer, check_vocab
+from mlplatform.processors.tokenizer import Tokenizer
 from mlplatform.registry import Natural, Positive, Spec, block
 
 log = logging.getLogger(__name__)
@@ -237,18 +237,3 @@ def _row(split: Rows, sample: Sample, seed: int) -> Row:
     if sample.number is None:
         return Row(emptied(split.row(0, seed, 0), split.filler), seed, sample.epoch, -1)
     return Row(split.row(sample.number, seed, sample.epoch), seed, sample.epoch, sample.number)
-
-
-def build_tokenizer(tokenizer: Spec, source: Source, rows: int | None = None) -> Tokenizer:
-    """Build a tokenizer spec, trained on the source's train split where its kind is trained.
-
-    Args:
-        rows: rows of the model's token table, which the tokenizer must fit.
-
-    Raises:
-        DataError: the tokenizer's files are missing or broken, or it doesn't go with the model.
-    """
-    built: Tokenizer = tokenizer.build(corpus=source)
-    if rows is not None:
-        check_vocab(built, rows, trained="corpus" in tokenizer.signature.handed)
-    return built

@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 from mlplatform.cached import cached_folder
 from mlplatform.data.sources import Document, Source
 from mlplatform.errors import DataError
-from mlplatform.processors.tokenizer import Tokenizer
+from mlplatform.processors.tokenizer import Tokenizer, check_vocab
+from mlplatform.registry import Spec
 
 log = logging.getLogger(__name__)
 FORMAT = 1
@@ -105,6 +106,21 @@ class Store:
         self.train, self.validation = Tokens(folder, "train"), Tokens(folder, "validation")
         self.skipped: dict[str, int] = _manifest(folder)["skipped"]
         """Bad rows left out, by file."""
+
+
+def build_tokenizer(tokenizer: Spec, source: Source, rows: int | None = None) -> Tokenizer:
+    """Build a tokenizer spec, trained on the source's train split where its kind is trained.
+
+    Args:
+        rows: rows of the model's token table, which the tokenizer must fit.
+
+    Raises:
+        DataError: the tokenizer's files are missing or broken, or it doesn't go with the model.
+    """
+    built: Tokenizer = tokenizer.build(corpus=source)
+    if rows is not None:
+        check_vocab(built, rows, trained="corpus" in tokenizer.signature.handed)
+    return built
 
 
 def tokenised(source: Source, tokenizer: Tokenizer) -> Store:

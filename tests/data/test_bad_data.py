@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from mlplatform.data.collate import NextToken, Row, stack, trained_share
-from mlplatform.data.module import DataModule, build_tokenizer
+from mlplatform.data.module import DataModule
 from mlplatform.data.sources import JSONLines, Source
+from mlplatform.data.tokens import build_tokenizer
 from mlplatform.errors import DataError, PlatformError, SpecError
 from mlplatform.processors.tokenizer import Tokenizer
 from mlplatform.registry import Spec
