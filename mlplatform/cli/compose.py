@@ -48,20 +48,21 @@ class Composed:
     rekinded: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Paths whose `kind` the command line changed in place -> (the kind before, how to swap it whole)."""
 
-    def check(self) -> Composed:
-        """Validate the whole tree and return self.
+    def check(self, part: str = "") -> Composed:
+        """Validate the whole tree, or the group that stands at `part` (`model`), and return self.
 
         Raises SpecError with every problem, each with the file and line or the override it came from.
         """
-        problems = list(self.problems)
+        tree = select(self.config, part)
+        problems = [(path, text) for path, text in self.problems if path.startswith(part)]
         with self.located():
             use_plugins(self.config.get("plugins") or [])
             try:
-                validate(self.config, self.group)
+                validate(tree, part or self.group, part)
             except SpecError as error:
                 said = {path for path, _ in problems}
                 problems += [(path, text) for path, text in error.problems if path not in said]
-            for path, value in walk(self.config):
+            for path, value in walk(tree, part):
                 if value == MISSING and all(path != said for said, _ in problems):
                     problems.append((path, f"a value is needed; give it with {path}=..."))
             if problems:

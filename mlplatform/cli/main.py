@@ -64,7 +64,7 @@ VERBS = [
         "[OVERRIDES]",
         "show a model's tree, parameters, FLOPs and memory, without building it",
         "mlplatform.cli.models:describe",
-        (CONFIG_DIR, JSON),
+        (CONFIG_DIR, JSON, Option("length", "N", "tokens of the sequence for FLOPs and KV cache (the context length)")),
         ("mlplatform describe model=llama", "mlplatform describe model=llama model.trunk.depth=80 --json"),
     ),
     Verb(

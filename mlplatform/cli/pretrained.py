@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from mlplatform.processors.tokenizer import Tokenizer
+
 
 class Families:
     """The YAMLs a checkpoint may belong to: those of the user's folders first, then the shipped ones."""
@@ -44,6 +46,14 @@ class Families:
         return [n for n in names if WeightRules(weight_rules(self.compose(n), False, every_head=True)).knows(tensor)]
 
 
+def folder_of(source: str | Path, **hub: Any) -> Path:
+    """Return the folder of a source: itself, or where the files of a Hub id are. Raises CheckpointError."""
+    from mlplatform.interop import fetch
+
+    folder = Path(source).expanduser()
+    return folder if folder.exists() else fetch(str(source), **hub)
+
+
 def load(
     source: str | Path,
     *,
@@ -54,11 +64,15 @@ def load(
     **hub: Any,
 ) -> nn.Module:
     """Return the model a source holds, as `mlplatform.load` says."""
-    from mlplatform.interop import fetch
     from mlplatform.interop import load as load_folder
 
-    folder = Path(source).expanduser()
-    if not folder.exists():
-        folder = fetch(str(source), **hub)
     shelf = Families(config_dirs)
+    folder = folder_of(source, **hub)
     return load_folder(folder, shelf.find, device=device, dtype=dtype, head=head, others=shelf.knowing)
+
+
+def tokenizer_of(folder: Path) -> Tokenizer | None:
+    """Return the tokenizer a folder holds, None when there is none. Raises DataError for a broken one."""
+    from mlplatform.processors.tokenizer import load as load_tokenizer
+
+    return load_tokenizer(folder) if (folder / "tokenizer.json").is_file() else None

@@ -1,0 +1,58 @@
+"""`mlplatform describe|import|export`: models as such, and their way from and to Hugging Face's files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from mlplatform.cli.arguments import Arguments, suggest
+from mlplatform.cli.config import composed
+from mlplatform.errors import CheckpointError
+
+
+def describe(arguments: Arguments) -> None:
+    """Print a model's tree, parameters by path, FLOPs per token and memory, worked out on the meta device."""
+    arguments.plain(most=0)
+    length = arguments.whole("length", 0, least=1) if arguments.flag("length") else None
+    result = composed(arguments).check("model")
+    from mlplatform.models.describe import describe as describe_spec
+    from mlplatform.registry import Spec
+
+    with result.located():
+        told = describe_spec(Spec.of(result.config["model"], "model", "model"), length)
+    print(json.dumps(told.data(), indent=2) if arguments.flag("json") else told.text())
+    suggest(
+        f"mlplatform config why model.trunk {' '.join(arguments.overrides())}".rstrip(), "mlplatform train --dry-run"
+    )
+
+
+def import_(arguments: Arguments) -> None:
+    """Load a Hugging Face folder or Hub id, every key and tensor accounted for, and save it with its tokenizer."""
+    source, target = arguments.plain(most=2, least=2)
+    copy(source, Path(target), arguments)
+    suggest(f"mlplatform generate {target} 'Once upon a time'", f"mlplatform train init_from={target}")
+
+
+def export(arguments: Arguments) -> None:
+    """Write a run's model, with its tokenizer, as a folder Hugging Face loads."""
+    source, target = arguments.plain(most=2, least=2)
+    copy(source, Path(target), arguments)
+    suggest(f"python -c \"from transformers import AutoModel; AutoModel.from_pretrained('{target}')\"")
+
+
+def copy(source: str, target: Path, arguments: Arguments) -> None:
+    """Load a model strictly and save it at `target`. Raises CheckpointError when something stands there already."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise CheckpointError(f"{target}: is there already; name a folder that is new or empty")
+    from mlplatform.cli.pretrained import folder_of, load, tokenizer_of
+    from mlplatform.interop import save
+
+    folder = folder_of(source)
+    model = load(folder, config_dirs=arguments.options.get("config-dir", ()))
+    tokenizer = tokenizer_of(folder)
+    save(model, target, tokenizer=tokenizer)
+    state = model.state_dict()
+    size = sum(tensor.nbytes for tensor in state.values()) / 1e6
+    told = f"{sum(p.numel() for p in model.parameters()):,} parameters in {len(state)} tensors, {size:,.1f} MB"
+    family = (model.spec.get("hf") or {}).get("model_type")  # type: ignore[union-attr]
+    print(f"{family}: {told}; tokenizer: {'yes' if tokenizer else 'none there'}\nwrote {target}/")
