@@ -1,0 +1,1 @@
+"""Runs: the folder, its record, launching, resuming, comparing."""

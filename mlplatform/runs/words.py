@@ -1,0 +1,52 @@
+"""What a run says at its start and its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def count(number: float) -> str:
+    """Return `3.4M`, `8.0B`, `950`."""
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if number >= size:
+            return f"{number / size:.1f}{unit}"
+    return f"{number:.0f}"
+
+
+def banner(folder: Path, parameters: int, config: dict[str, Any], data: dict[str, Any], resumed: int) -> list[str]:
+    """Return the lines a run starts with."""
+    trunk, batch, trainer = config["model"].get("trunk", {}), config["batch"], config["trainer"]
+    train = data["train"]
+    shape = f", dim {trunk['dim']}, {trunk['depth']} layers" if "dim" in trunk else ""
+    name = (config["model"].get("hf") or {}).get("model_type") or config["model"]["kind"]
+    lines = [
+        f"run    {folder}" + (f"   (resumed at step {resumed})" if resumed else ""),
+        f"model  {name}, {count(parameters)} parameters{shape}; task {config['task']['kind']}",
+        f"data   {train['documents']} documents, {count(train['tokens'])} tokens, vocabulary {data['vocabulary']}; "
+        f"{batch['sequences']} x {batch['length']} tokens a step",
+        f"train  {trainer['max']}, {trainer.get('precision', 'fp32')}, {config['optimizer'].get('kind', 'target')}, "
+        f"strategy {config['strategy']['kind']} on {trainer.get('devices', 1)} device(s), seed {config.get('seed', 0)}",
+    ]
+    return lines
+
+
+def summary(folder: Path, record: dict[str, Any], sample: str | None) -> list[str]:
+    """Return the lines a run ends with: how it went, a sample, where it is."""
+    values = record.get("metrics") or {}
+    best = record.get("best") or {}
+    names = {
+        "validation/loss": "loss",
+        "validation/bits_per_byte": "bits per byte",
+        "validation/perplexity": "perplexity",
+    }
+    figures = ", ".join(f"{label} {values[name]:.4f}" for name, label in names.items() if name in values)
+    took = record.get("seconds", 0.0)
+    lines = [f"{record['status']} after {record['steps']} steps, {took:.0f} s of training"]
+    if figures:
+        lines.append(f"validation  {figures}" + (f"   (best loss at step {best['step']})" if best else ""))
+    if sample:
+        shown = sample.strip("\n").splitlines()
+        lines += ["sample", *(f"  | {line}" for line in shown[:12])]
+    lines.append(f"run folder  {folder}")
+    return lines
