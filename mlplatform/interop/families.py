@@ -34,7 +34,7 @@ def choose(
     Raises:
         CheckpointError: no YAML states this model_type; the nearest are named.
     """
-    kind = config.get("model_type")
+    kind = str(config.get("model_type"))
     if kind not in known:
         near = difflib.get_close_matches(str(kind), known, n=3, cutoff=0.4)
         hint = f"; the nearest are {listing(near)}" if near else ""

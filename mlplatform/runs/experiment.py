@@ -9,7 +9,8 @@ import psutil
 import torch
 from torch import nn
 
-from mlplatform.data.module import DataModule, build_tokenizer
+from mlplatform.data.module import DataModule
+from mlplatform.data.tokens import build_tokenizer
 from mlplatform.errors import CheckpointError, RunError, SpecError
 from mlplatform.models import build
 from mlplatform.registry import Natural, Spec, Text, block
@@ -29,6 +30,7 @@ class Experiment:
         seed: of the initial weights, the order of the data, dropout and masking.
         logger: a tracker beside metrics.jsonl.
         init_from: a folder of Hugging Face's format, or one of our run folders, whose weights training starts from.
+        plugins: installed packages whose blocks the config may name.
         prompt: what the sample at the end of a causal model's run goes on from.
     """
 
@@ -50,6 +52,7 @@ class Experiment:
         seed: Natural = 0,
         init_from: Text | None = None,
         prompt: str = "\n",
+        plugins: list[Text] | None = None,
     ) -> None:
         if experiment in (".", "..") or "/" in experiment:
             raise SpecError(f"experiment={experiment!r} is no folder name")
