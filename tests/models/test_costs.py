@@ -1,0 +1,144 @@
+"""FLOPs against torch's own counter, parameters in use, numbers in the KV cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from mlplatform.context import Cache
+from mlplatform.models import build, costs
+
+LENGTH = 40
+
+
+def counted(run: Any) -> int:
+    """Return the FLOPs torch's counter sees; it has no formula for the CPU's flash attention, so that is switched off."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides"),
+    [
+        ("llama", []),
+        ("llama", ["head=lm", "heads.lm.tied=true", "trunk.layer.attention.kv_heads=1"]),
+        ("llama", ["block/layer@trunk.layer=parallel", "++trunk.layer.attention.gate=true"]),
+        ("gpt2", ["head=none"]),
+        ("gpt2", ["head=sequence_classification"]),
+        ("bert", []),
+        ("bert", ["head=pretraining"]),
+        ("bert", ["head=pooled"]),
+    ],
+)
+def test_flops_equal_torchs_counter_on_meta(family: str, overrides: list[str]) -> None:
+    model = build(tiny.spec(family, *overrides), device="meta")
+    tokens = torch.zeros(1, LENGTH, dtype=torch.long, device="meta")
+
+    def train() -> None:
+        torch.stack([value.sum() for value in model(input_ids=tokens).values()]).sum().backward()
+
+    forward = counted(lambda: model(input_ids=tokens))
+    assert sum(costs.forward_flops(model, LENGTH)) == forward
+    assert costs.training_flops_per_token(model, LENGTH) * LENGTH == pytest.approx(3 * forward)
+    if model.head is not None and family != "bert":  # where every matrix has a gradient to give and to pass on
+        assert counted(train) == 3 * forward
+
+
+def test_a_window_leaves_only_its_keys() -> None:
+    def attention(window: str) -> float:
+        model = build(tiny.spec("llama", f"+trunk.layer.attention.window={window}"), device="meta")
+        return costs.forward_flops(model, LENGTH)[1]
+
+    assert attention("10") == attention("null") * 10 / LENGTH
+    assert attention("100") == attention("null")
+
+
+@pytest.mark.parametrize("name", ["encoder_decoder", "dual_tower", "vision_language"])
+def test_flops_of_assemblies_equal_torchs_counter(name: str) -> None:
+    model = build(getattr(tiny, name)())
+    tokens = torch.full((1, LENGTH), 3)
+    batch: dict[str, Any] = {"input_ids": tokens}
+    extra = 0
+    if name == "encoder_decoder":
+        batch["decoder_input_ids"] = tokens
+    else:
+        batch["pixel_values"] = torch.zeros(1, 3, 16, 16)
+    if name == "vision_language":
+        tokens[0, 4:20] = 49
+    if name == "dual_tower":
+        extra = 2 * 16  # the score of the one pair
+    assert counted(lambda: model(**batch)) == sum(costs.forward_flops(model, LENGTH)) + extra
+
+
+def mixture(experts: int = 6, top_k: int = 2, width: int = 10) -> nn.Module:
+    layer = tiny.tower()["layer"]
+    moe = {"kind": "moe", "experts": experts, "top_k": top_k, "width": width, "router": {"kind": "softmax_router"}}
+    moe["shared"] = {"kind": "gated_mlp", "width": 8}
+    trunk = tiny.tower(layer={**layer, "mlp": moe})
+    return build({"kind": "single_tower", "trunk": trunk, "head": {"kind": "lm_head"}})
+
+
+def test_flops_of_a_mixture_equal_torchs_counter() -> None:
+    model = mixture()  # 10 * 4 bytes is no multiple of 16: the experts run one after the other, which torch counts
+    tokens = torch.zeros(1, LENGTH, dtype=torch.long)
+    assert counted(lambda: model(input_ids=tokens)) == sum(costs.forward_flops(model, LENGTH))
+
+
+def test_active_parameters_of_a_mixture() -> None:
+    model = mixture()
+    total = sum(p.numel() for p in model.parameters())
+    one_expert = 3 * 32 * 10
+    assert costs.active_parameters(model) == total - 2 * 4 * one_expert  # 2 layers, 4 of 6 experts idle
+    dense = build(tiny.spec("llama"), device="meta")
+    assert costs.active_parameters(dense) == sum(p.numel() for p in dense.parameters())
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_cached_numbers_are_what_the_cache_holds(family: str) -> None:
+    model, cache = tiny.model(family), Cache()
+    model(input_ids=torch.zeros(1, 7, dtype=torch.long), cache=cache)
+    held = sum(keys.numel() + values.numel() for keys, values in cache.entries.values())
+    assert costs.cached_numbers(model) * 7 == held
+
+
+def test_a_bidirectional_model_has_no_cache() -> None:
+    assert costs.cached_numbers(build(tiny.spec("bert"), device="meta")) == 0
+
+
+def test_the_decoder_alone_is_cached() -> None:
+    model, cache = build(tiny.encoder_decoder()), Cache()
+    tokens = torch.zeros(1, 5, dtype=torch.long)
+    model(input_ids=tokens, decoder_input_ids=tokens, cache=cache)
+    assert costs.cached_numbers(model) * 5 == sum(k.numel() + v.numel() for k, v in cache.entries.values())
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16-true", torch.bfloat16)])
+def test_bytes_are_what_training_keeps(precision: str, dtype: torch.dtype) -> None:
+    model = build(tiny.spec("llama"), dtype=dtype)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(input_ids=torch.zeros(1, 5, dtype=torch.long)).logits.sum().backward()
+    optimizer.step()
+    count = sum(p.numel() for p in model.parameters())
+    weights, gradients, moments, _ = costs.PRECISIONS[precision]
+    assert sum(p.nbytes for p in model.parameters()) == weights * count
+    assert sum(p.grad.nbytes for p in model.parameters() if p.grad is not None) == gradients * count
+    kept = (value for state in optimizer.state.values() for name, value in state.items() if name != "step")
+    assert sum(value.nbytes for value in kept) == moments * count
+
+
+def test_bytes_under_autocast() -> None:
+    model, cache = build(tiny.spec("llama")), Cache()
+    with torch.autocast("cpu", torch.bfloat16):
+        model(input_ids=torch.zeros(1, 5, dtype=torch.long), cache=cache).logits.float().sum().backward()
+    weights, gradients, _, cached = costs.PRECISIONS["bf16-mixed"]
+    parameters = list(model.parameters())
+    assert {p.element_size() for p in parameters} == {weights}
+    assert {p.grad.element_size() for p in parameters if p.grad is not None} == {gradients}
+    assert {t.element_size() for pair in cache.entries.values() for t in pair} == {cached}
