@@ -18,7 +18,7 @@ LENGTH = 40
 
 
 def counted(run: Any) -> int:
-    """Return the FLOPs torch's counter sees; it has no formula for the CPU's flash attention, so that is switched off."""
+    """Return the FLOPs torch's counter sees. It has no formula for the CPU's flash attention, which is switched off."""
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops()
