@@ -13,9 +13,10 @@ from mlplatform.errors import SpecError, did_you_mean, listing
 from mlplatform.registry.layering import merge, select
 from mlplatform.registry.signatures import Field, Kind, lookup
 from mlplatform.registry.targets import check_target
-from mlplatform.registry.vocabulary import Alternatives, Chosen, Overlays, Slot
+from mlplatform.registry.vocabulary import Alternatives, Chosen, Interval, Overlays, Slot
 
 Problems = Iterator[tuple[str, str]]
+LENGTH = "it should be a number with its unit: '600 steps', '2B tokens', '30 min', '1 epochs', '2%'"
 
 
 def validate(data: Any, group: str, path: str = "") -> None:
@@ -149,8 +150,8 @@ def _check_leaf(value: Any, annotation: Any, path: str) -> Problems:
     try:
         _adapter(annotation).validate_python(_as_tuple(value, annotation), strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        yield path, f"{value!r} is not allowed: {_phrase(first['msg'])}{_near(value, annotation)}"
+        said = LENGTH if Interval in (annotation, *get_args(annotation)) else _phrase(error.errors()[0]["msg"])
+        yield path, f"{value!r} is not allowed: {said}{_near(value, annotation)}"
 
 
 def _phrase(message: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mlplatform.errors import RunError
+from mlplatform.registry import validate
 from mlplatform.runs import record
 from mlplatform.runs.export import read_config
 from mlplatform.runs.launch import start, write_config
@@ -54,6 +55,7 @@ def resume(folder: Path, changes: dict[str, Any]) -> record.Status:
             for part in parts:
                 node = node[part]
             node[last] = value
+        validate(config, "run")
         if config != before:
             write_config(folder, config, known.get("from_environment") or ())
             record.update(folder, changes=[*known.get("changes", []), changes])
