@@ -71,9 +71,13 @@ class Kind:
 
 
 def use_plugins(packages: list[str]) -> None:
-    """Add the blocks of outside packages. Only ever called for the user's own command line or conf."""
+    """Add the blocks of outside packages or modules. Only ever called for the user's own command line or conf."""
     for package in packages:
-        if importlib.util.find_spec(package) is None:
+        try:
+            found = importlib.util.find_spec(package)
+        except (ImportError, ValueError):
+            found = None
+        if found is None:
             raise SpecError(f"plugins: no package '{package}' is installed")
         if package not in _plugins:
             _plugins.append(package)
@@ -88,10 +92,14 @@ def kinds() -> dict[str, Kind]:
         source = file.read_text(encoding="utf-8")
         if "@block(" not in source:
             continue
-        for kind in _kinds_in(ast.parse(source), module, file):
+        try:
+            tree = ast.parse(source)
+        except (SyntaxError, ValueError) as error:
+            raise SpecError(f"{file} can't be read as Python: {error}") from None
+        for kind in _kinds_in(tree, module, file):
             key = f"{kind.group}/{kind.name}"
             if key in found:
-                raise TypeError(f"'{key}' is registered in {found[key].file} and in {file}")
+                raise SpecError(f"'{key}' is registered in {found[key].file} and in {file}")
             found[key] = kind
     return found
 
@@ -112,8 +120,10 @@ def _sources() -> Iterator[tuple[str, Path]]:
     roots = [(f"mlplatform.{room}", PACKAGE / room) for room in ROOMS]
     for package in _plugins:
         spec = importlib.util.find_spec(package)
-        if spec is not None and spec.origin is not None:
-            roots.append((package, Path(spec.origin).parent))
+        if spec is not None and spec.submodule_search_locations:
+            roots += [(package, Path(folder)) for folder in spec.submodule_search_locations]
+        elif spec is not None and spec.origin is not None:  # a module of one file; its neighbours are not ours to read
+            yield package, Path(spec.origin)
     for name, folder in roots:
         for file in sorted(folder.rglob("*.py")):
             parts = file.relative_to(folder).with_suffix("").parts
@@ -127,22 +137,27 @@ def _kinds_in(tree: ast.Module, module: str, file: Path) -> Iterator[Kind]:
             continue
         for decorator in node.decorator_list:
             if isinstance(decorator, ast.Call) and getattr(decorator.func, "id", "") == "block":
-                group, _, name = ast.literal_eval(decorator.args[0]).partition("/")
-                arguments = _constructor(node, classes).args
+                where = f"{file}:{node.lineno}"
+                try:
+                    group, name = ast.literal_eval(decorator.args[0]).split("/")
+                except (ValueError, AttributeError, IndexError):
+                    text = ast.unparse(decorator)
+                    raise SpecError(f"{where}: @{text} is read, not run; write @block('group/kind')") from None
+                arguments = _constructor(node, classes, where).args
                 yield Kind(
                     name=name,
                     group=group,
                     module=module,
                     qualname=node.name,
                     handed=_handed(arguments, method=isinstance(node, ast.ClassDef)),
-                    fields=_fields(arguments, f"{file}:{node.lineno}"),
+                    fields=_fields(arguments, where),
                     doc=ast.get_docstring(node) or "",
                     file=file,
                     line=node.lineno,
                 )
 
 
-def _constructor(node: ast.ClassDef | ast.FunctionDef, classes: dict[str, ast.ClassDef]) -> ast.FunctionDef:
+def _constructor(node: ast.ClassDef | ast.FunctionDef, classes: dict[str, ast.ClassDef], where: str) -> ast.FunctionDef:
     if isinstance(node, ast.FunctionDef):
         return node
     for item in node.body:
@@ -150,8 +165,8 @@ def _constructor(node: ast.ClassDef | ast.FunctionDef, classes: dict[str, ast.Cl
             return item
     for base in node.bases:
         if isinstance(base, ast.Name) and base.id in classes:
-            return _constructor(classes[base.id], classes)
-    raise TypeError(f"registered class {node.name} has no __init__ in its file")
+            return _constructor(classes[base.id], classes, where)
+    raise SpecError(f"{where}: registered class {node.name} has no __init__ in its file")
 
 
 def _handed(arguments: ast.arguments, *, method: bool) -> dict[str, bool]:
@@ -164,12 +179,16 @@ def _fields(arguments: ast.arguments, where: str) -> dict[str, Field]:
     fields: dict[str, Field] = {}
     for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
         if argument.annotation is None:
-            raise TypeError(f"{where}: argument '{argument.arg}' has no annotation")
+            raise SpecError(f"{where}: argument '{argument.arg}' has no annotation")
         text = ast.unparse(argument.annotation)
         try:
             annotation = eval(text, {"__builtins__": {}}, NAMES)  # our own source, evaluated with the vocabulary only
-        except Exception as error:
-            raise TypeError(f"{where}: annotation '{text}' of '{argument.arg}' is not in the vocabulary") from error
-        value = MISSING if default is None else ast.literal_eval(default)
+        except Exception:
+            raise SpecError(f"{where}: annotation '{text}' of '{argument.arg}' is not in the vocabulary") from None
+        try:
+            value = MISSING if default is None else ast.literal_eval(default)
+        except ValueError:
+            text = ast.unparse(default) if default is not None else ""
+            raise SpecError(f"{where}: default '{text}' of '{argument.arg}' is no plain value") from None
         fields[argument.arg] = Field(argument.arg, annotation, text, value)
     return fields
