@@ -55,16 +55,16 @@ class Composed:
         """
         tree = select(self.config, part)
         problems = [(path, text) for path, text in self.problems if path.startswith(part)]
+        unset = (path for path, value in walk(tree, part) if value == MISSING)
+        missing = {path: f"a value is needed; give it with {path}=..." for path in unset}
         with self.located():
             use_plugins(self.config.get("plugins") or [])
             try:
                 validate(tree, part or self.group, part)
             except SpecError as error:
-                said = {path for path, _ in problems}
+                said = {path for path, _ in problems} | missing.keys()
                 problems += [(path, text) for path, text in error.problems if path not in said]
-            for path, value in walk(tree, part):
-                if value == MISSING and all(path != said for said, _ in problems):
-                    problems.append((path, f"a value is needed; give it with {path}=..."))
+            problems += missing.items()
             if problems:
                 raise SpecError(problems=problems)
         return self
@@ -176,6 +176,8 @@ def _check_choices(overrides: list[Override], library: Library) -> None:
             continue
         if group == "":
             raise SpecError(f"{override.input_line}: a name is missing before '='")
+        if isinstance(value, list) and any(not library.need(group, str(name)).package for name in value):
+            raise SpecError(f"{override.input_line}: one {group} can stand there; give a single name")
         for name in value if isinstance(value, list) else [value]:
             if name is not None and (not isinstance(name, str) or library.document(f"{group}/{name}") is None):
                 raise SpecError(no_option(group, name, library.options(group)) + _token(override))

@@ -25,10 +25,7 @@ def show(arguments: Arguments) -> None:
     key = ([*arguments.plain(most=1), ""])[0]
     result = composed(arguments)
     value = select(result.masked(), key)
-    print(
-        json.dumps(value, indent=2) if arguments.flag("json") else as_yaml(value),
-        end="\n" if arguments.flag("json") else "",
-    )
+    print(json.dumps(value, indent=2) if arguments.flag("json") else as_yaml(value).rstrip("\n"))
     result.check()
     suggest("mlplatform config why " + (key or "optimizer.lr"), "mlplatform train --dry-run")
 
@@ -137,7 +134,8 @@ def _first_line(library: Library, group: str, option: str) -> str:
 
 def as_yaml(value: Any) -> str:
     """Return a value as YAML text, short lists and mappings without children on one line."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True, default_flow_style=None)
+    text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True, default_flow_style=None)
+    return text.removesuffix("...\n")
 
 
 def flow(value: Any) -> str:

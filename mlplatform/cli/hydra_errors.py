@@ -81,7 +81,9 @@ def _cycle(library: Library) -> SpecError:
     trail = [name for i, name in enumerate(library.trail) if i == 0 or name != library.trail[i - 1]]
     last = trail[-1]
     earlier = [i for i, name in enumerate(trail[:-1]) if name == last]
-    circle = trail[earlier[-1] :] if earlier else [last, last]
+    circle = trail[earlier[-1] : -1] if earlier else [last]
+    entry = circle.index(min(circle, key=trail.index))
+    circle = [*circle[entry:], *circle[:entry], circle[entry]]
     document = library.document(circle[-2])
     place = document.place("defaults") if document else last
     return SpecError(f"{place}: the defaults lists go in a circle: {' -> '.join(circle)}")

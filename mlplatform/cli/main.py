@@ -20,6 +20,7 @@ CONFIG_DIR = Option(
     "config-dir", "FOLDER", "look for options here first, as in conf/ (may be given again)", repeat=True
 )
 JSON = Option("json", "", "print JSON")
+OUTPUTS = Option("outputs", "FOLDER", "where the runs are (outputs)")
 
 VERBS = [
     Verb(
@@ -44,7 +45,7 @@ VERBS = [
         "[OVERRIDES]",
         "prove that a killed and resumed run equals an undisturbed one, bit for bit",
         "mlplatform.cli.runs:verify_resume",
-        (CONFIG_DIR, JSON),
+        (CONFIG_DIR, JSON, Option("steps", "N", "length of each of the three runs (12)")),
     ),
     Verb(
         "generate",

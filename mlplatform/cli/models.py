@@ -1,4 +1,4 @@
-"""`mlplatform describe|import|export`: models as such, and their way from and to Hugging Face's files."""
+"""`mlplatform describe|generate|import|export`: models as such, and their way from and to Hugging Face's files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mlplatform.cli.arguments import Arguments, suggest
 from mlplatform.cli.config import composed
-from mlplatform.errors import CheckpointError
+from mlplatform.errors import CheckpointError, DataError
 
 
 def describe(arguments: Arguments) -> None:
@@ -24,6 +24,27 @@ def describe(arguments: Arguments) -> None:
     suggest(
         f"mlplatform config why model.trunk {' '.join(arguments.overrides())}".rstrip(), "mlplatform train --dry-run"
     )
+
+
+def generate(arguments: Arguments) -> None:
+    """Print a prompt and what a model makes of it."""
+    source, prompt = arguments.words if len(arguments.words) == 2 else arguments.plain(most=2, least=2)
+    asked = {
+        "max_new_tokens": arguments.whole("tokens", 100, least=1),
+        "temperature": arguments.number("temperature", 0.8),
+        "top_k": arguments.whole("top-k", 50, least=1),
+        "seed": arguments.whole("seed", 0),
+    }
+    from mlplatform.cli.pretrained import folder_of, load, tokenizer_of
+    from mlplatform.generation.generate import generate as continue_text
+
+    folder = folder_of(source)
+    tokenizer = tokenizer_of(folder)
+    if tokenizer is None:
+        raise DataError(f"{folder}: no tokenizer.json there, so the prompt can't be read")
+    model = load(folder, config_dirs=arguments.options.get("config-dir", ()))
+    print(continue_text(model, tokenizer, prompt, **asked))
+    suggest(f"mlplatform generate {source} PROMPT --temperature 0 --tokens 200", f"mlplatform export {source} FOLDER")
 
 
 def import_(arguments: Arguments) -> None:

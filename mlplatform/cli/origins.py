@@ -107,7 +107,9 @@ class Layers:
 
 
 def _other_kind(over: Mapping[str, Any], base: Mapping[str, Any]) -> bool:
-    return "kind" in over and "kind" in base and over["kind"] != base["kind"]
+    """Whether both say what they are (`kind`, or `_target_` for a class of the outside world) and differ in it."""
+    names = [node.get("_target_", node.get("kind")) for node in (over, base)]
+    return None not in names and names[0] != names[1]
 
 
 def walk(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:

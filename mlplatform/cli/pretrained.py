@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -9,12 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from mlplatform.cli.compose import compose_model
 from mlplatform.cli.library import Library
+from mlplatform.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from mlplatform.processors.tokenizer import Tokenizer
+
+
+RUN_NAME = re.compile(r"^last$|(^|/)\d{4}-\d\d-\d\d_\d{6}(-\d+)?$")
 
 
 class Families:
@@ -47,11 +52,17 @@ class Families:
 
 
 def folder_of(source: str | Path, **hub: Any) -> Path:
-    """Return the folder of a source: itself, or where the files of a Hub id are. Raises CheckpointError."""
+    """Return the folder of a source: itself, a run by its name under outputs/, or where the files of a Hub id are.
+
+    Raises RunError or CheckpointError when there is none.
+    """
     from mlplatform.interop import fetch
+    from mlplatform.runs.folder import find
 
     folder = Path(source).expanduser()
-    return folder if folder.exists() else fetch(str(source), **hub)
+    if folder.exists():
+        return folder
+    return find(str(source), Path("outputs")) if RUN_NAME.search(str(source)) else fetch(str(source), **hub)
 
 
 def load(
@@ -66,8 +77,14 @@ def load(
     """Return the model a source holds, as `mlplatform.load` says."""
     from mlplatform.interop import load as load_folder
 
-    shelf = Families(config_dirs)
     folder = folder_of(source, **hub)
+    if (folder / "run.json").is_file():
+        from mlplatform.runs.export import load_run
+
+        if head is not None:
+            raise CheckpointError(f"{folder}: a run's model has the head it was trained with; leave head= away")
+        return load_run(folder, device=device, dtype=dtype)
+    shelf = Families(config_dirs)
     return load_folder(folder, shelf.find, device=device, dtype=dtype, head=head, others=shelf.knowing)
 
 
@@ -75,4 +92,5 @@ def tokenizer_of(folder: Path) -> Tokenizer | None:
     """Return the tokenizer a folder holds, None when there is none. Raises DataError for a broken one."""
     from mlplatform.processors.tokenizer import load as load_tokenizer
 
-    return load_tokenizer(folder) if (folder / "tokenizer.json").is_file() else None
+    places = (folder, folder / "tokenizer")  # a run folder keeps it apart
+    return next((load_tokenizer(place) for place in places if (place / "tokenizer.json").is_file()), None)

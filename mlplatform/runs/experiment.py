@@ -14,6 +14,7 @@ from mlplatform.data.tokens import build_tokenizer
 from mlplatform.errors import CheckpointError, RunError, SpecError
 from mlplatform.models import build
 from mlplatform.registry import Natural, Spec, Text, block
+from mlplatform.training import optimizers
 from mlplatform.training.engine import preflight
 from mlplatform.training.strategies import Place
 
@@ -73,6 +74,7 @@ class Experiment:
         place = preflight(self.trainer, self.strategy)
         shell = build(self.model, device="meta")
         self.task.build(model=shell)
+        optimizers.build(self.optimizer, shell)
         self.schedule.build()
         self.trackers()
         if self.init_from is not None and not Path(self.init_from).is_dir():

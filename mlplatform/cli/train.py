@@ -1,0 +1,70 @@
+"""`mlplatform train`: compose, check, make the run folder, run. With `--dry-run`, only say what would run."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from mlplatform.cli.arguments import Arguments, suggest
+from mlplatform.cli.compose import Composed
+from mlplatform.cli.config import composed
+
+
+def train(arguments: Arguments) -> int:
+    """Train a model. Returns 0; every mistake in the config is an error before anything is written."""
+    arguments.plain(most=0)
+    result = composed(arguments).check()
+    if arguments.flag("dry-run"):
+        print(dry_run(result))
+        suggest(" ".join(["mlplatform train", *arguments.overrides()]), "mlplatform data show")
+        return 0
+    from mlplatform.runs.launch import prepare, start
+
+    with result.located():
+        folder, experiment = prepare(
+            result.config,
+            overrides=arguments.overrides(),
+            argv=["mlplatform", *sys.argv[1:]],
+            from_environment=result.from_environment,
+        )
+    status = start(folder, experiment)
+    after = f"mlplatform generate {folder} 'To be'" if status == "finished" else f"mlplatform resume {folder}"
+    suggest(after, "mlplatform ls")
+    return 0
+
+
+def dry_run(result: Composed) -> str:
+    """Check everything short of reading the data, build the model on the meta device, and say what would run."""
+    from mlplatform.models.describe import describe
+    from mlplatform.registry import Spec
+
+    config = result.config
+    with result.located():
+        place = Spec.of(config, "run").build().check()
+        batch = Spec.of(config["batch"], "batch", "batch")
+        told = describe(Spec.of(config["model"], "model", "model"), batch["length"])
+    trainer = Spec.of(config["trainer"], "trainer", "trainer")
+    memory = told.memory().get(trainer["precision"]) or told.memory()["fp32"]
+    tokens = batch["sequences"] * batch["length"]
+    where = f"strategy {config['strategy']['kind']} on {place.devices} {place.device}"
+    how = (trainer["max"], trainer["precision"], _kind(config["optimizer"]), config["schedule"]["kind"], where)
+    lines = {
+        "model": f"{_name(config['model'])}, {told.total:,} parameters; task {config['task']['kind']}",
+        "memory": f"{memory['training'] / 2**20:,.1f} MiB for weights, gradients and AdamW, before activations",
+        "data": f"{config['data']['kind']} {config['data'].get('path', '')}, tokenizer {config['tokenizer']['kind']}",
+        "batch": f"{batch['sequences']} x {batch['length']} = {tokens:,} tokens a step, {batch['layout']}, "
+        f"{batch['micro']} sequences at a time",
+        "train": ", ".join(how),
+        "compute": f"{told.data()['flops_per_token']['training'] * tokens / 1e12:,.3f} TFLOPs a step",
+        "folder": f"{config.get('outputs', 'outputs')}/{config.get('experiment', 'default')}/DATE_TIME",
+    }
+    changed = f"{len(result.overrides)} overrides; all checks passed, nothing was written"
+    return "\n".join([*(f"{name:<8} {text}" for name, text in lines.items()), changed])
+
+
+def _name(model: dict[str, Any]) -> str:
+    return (model.get("hf") or {}).get("model_type") or model["kind"]
+
+
+def _kind(spec: dict[str, Any]) -> str:
+    return str(spec.get("kind") or spec["_target_"])
