@@ -1,0 +1,195 @@
+"""`verify-resume`: proof that a run killed and resumed is the run undisturbed, bit for bit.
+
+Three runs of one config: one undisturbed, one killed (SIGKILL) after a step, one killed inside the writing of a
+checkpoint; the killed ones go on from what is on their disk. Compared are the inputs of every step, every loss, and
+every byte of the last checkpoint's tensors.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mlplatform.errors import RunError
+from mlplatform.runs import metrics, record
+from mlplatform.runs.launch import prepare
+from mlplatform.training.checkpoints import newest_whole, step_of
+
+BATCHES = "batches.jsonl"
+TENSORS = ("model.safetensors", "optimizer.safetensors", "ema.safetensors")
+SIGKILLED = -signal.SIGKILL
+
+
+def verify_resume(
+    config: dict[str, Any], *, argv: list[str], steps: int = 12, say: Callable[[str], None] = print
+) -> dict[str, Any]:
+    """Run the proof and return what was found; it is kept in the undisturbed run's record as `verify_resume`.
+
+    Args:
+        config: a composed run; its length and intervals are shortened to `steps`, everything else stays.
+
+    Raises:
+        RunError: a run ended otherwise than it should.
+    """
+    short = shortened(config, steps)
+    whole = _launch(short, argv, kill="")
+    say(f"undisturbed: {whole}, {steps} steps")
+    found: dict[str, Any] = {"steps": steps, "undisturbed": str(whole), "equal": True}
+    for name, kill in (("killed after a step", f"step:{steps // 2 + 1}"), ("killed inside a save", "save:2")):
+        folder = _launch(short, argv, kill=kill)
+        at = step_of(newest_whole(folder / "checkpoints")[0] or folder)
+        _work(folder, "")
+        differences = compare(whole, folder)
+        found[name] = {"run": str(folder), "resumed_at": at, "differences": differences}
+        found["equal"] &= not differences
+        verdict = "equal, bit for bit" if not differences else f"DIFFERENT: {differences[0]}"
+        say(f"{name}: resumed at step {at}; batches, losses, weights and optimizer are {verdict}")
+    record.update(whole, verify_resume=found)
+    return found
+
+
+def shortened(config: dict[str, Any], steps: int) -> dict[str, Any]:
+    """Return the config of a run of that many steps which logs each, saves every third and validates at its end."""
+    short = copy.deepcopy(config)
+    short["experiment"] = f"{config.get('experiment', 'default')}-verify"
+    short["trainer"] |= {
+        "max": f"{steps} steps",
+        "log_every": "1 steps",
+        "validate_every": f"{steps} steps",
+        "checkpoint_every": "3 steps",
+        "keep": 2,
+    }
+    short["logger"] = None
+    return short
+
+
+def compare(one: Path, two: Path) -> list[str]:
+    """Return every difference of two finished runs, in words; none when they are equal bit for bit."""
+    differences = []
+    for what, read in (("inputs", batches_of), ("loss", losses_of)):
+        first, second = read(one), read(two)
+        for step in sorted({*first, *second}):
+            if first.get(step) != second.get(step):
+                differences.append(f"{what} of step {step}: {first.get(step)} and {second.get(step)}")
+    ends = [newest_whole(folder / "checkpoints")[0] for folder in (one, two)]
+    for name in TENSORS:
+        digests = [_digest(end / name) if end and (end / name).is_file() else None for end in ends]
+        if digests[0] != digests[1]:
+            differences.append(f"{name}: sha256 {digests[0]} and {digests[1]}")
+    return differences
+
+
+def batches_of(folder: Path) -> dict[int, str]:
+    """Return step -> hash of its inputs. Steps done again after a resume count as they were done last."""
+    lines = (folder / BATCHES).read_text(encoding="utf-8").splitlines()
+    return {row["step"]: row["inputs"] for row in map(json.loads, lines)}
+
+
+def losses_of(folder: Path) -> dict[int, list[float]]:
+    """Return step -> its losses and gradient norm, as JSON has them: every bit of a float."""
+    names = ("train/loss", "train/grad_norm", "train/lr", "validation/loss")
+    found: dict[int, list[float]] = {}
+    for row in metrics.read(folder):
+        found.setdefault(row["step"], []).extend(row[name] for name in names if name in row)
+    return found
+
+
+def _launch(config: dict[str, Any], argv: list[str], kill: str) -> Path:
+    folder, _ = prepare(config, overrides=[], argv=argv)
+    _work(folder, kill)
+    return folder
+
+
+def _work(folder: Path, kill: str) -> None:
+    """Run a folder in a process of its own, which kills itself as told."""
+    command = [sys.executable, "-m", "mlplatform.runs.verify_resume", str(folder), kill]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != (SIGKILLED if kill else 0):
+        last = (done.stderr or done.stdout).strip().splitlines()[-1:]
+        raise RunError(f"{folder}: ended with exit code {done.returncode}: {' '.join(last)}")
+
+
+class Watched:
+    """A run's data, with a hash of every step's inputs written down."""
+
+    def __init__(self, data: Any, folder: Path) -> None:
+        self.data, self.path = data, folder / BATCHES
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.data, name)
+
+    def train_dataloader(self) -> Any:
+        return WatchedLoader(self.data.train_dataloader(), self.data.shape.sequences, self.path)
+
+
+class WatchedLoader:
+    """A train loader that writes down what it gives."""
+
+    def __init__(self, loader: Any, sequences: int, path: Path) -> None:
+        self.loader, self.sequences, self.path = loader, sequences, path
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        for item in self.loader:
+            digest = hashlib.sha256()
+            for batch in item:
+                for name in sorted(batch):
+                    digest.update(name.encode() + batch[name].numpy().tobytes())
+            step = self.loader.state_dict()["consumed"] // self.sequences
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, "inputs": digest.hexdigest()}) + "\n")
+            yield item
+
+    def state_dict(self) -> dict[str, int]:
+        return self.loader.state_dict()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.loader.load_state_dict(state)
+
+
+class Killer:
+    """A recorder that kills the process after a step's metrics were kept, or inside the n-th save."""
+
+    def __init__(self, recorder: Any, kill: str) -> None:
+        self.recorder = recorder
+        self.at, _, number = kill.partition(":")
+        self.number, self.saves = int(number or 0), 0
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self.recorder.log(step, values)
+        if self.at == "step" and step >= self.number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def saving(self, checkpoint: Path) -> None:
+        """Called when a checkpoint's tensors are written and the checkpoint is not yet in place."""
+        self.saves += 1
+        if self.at == "save" and self.saves == self.number:
+            (checkpoint / "model.safetensors").write_bytes(b"cut short")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def main(argv: list[str]) -> None:
+    """`python -m mlplatform.runs.verify_resume FOLDER [step:N | save:N]`: what each of the runs is, in its process."""
+    from mlplatform.runs.worker import run
+
+    folder = Path(argv[0])
+    run(folder, data=lambda data: Watched(data, folder), recorder=lambda own: Killer(own, argv[1]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
