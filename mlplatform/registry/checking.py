@@ -61,7 +61,7 @@ def _check_names(data: Mapping[str, Any], kind: Kind, path: str) -> Problems:
             near = did_you_mean(name, kind.fields)
             yield join(path, name), f"{kind.name} has no field '{name}'{near}; it has {listing(kind.fields, 30)}"
     for name, field in kind.fields.items():
-        if field.required and (name not in data or data[name] == "???"):
+        if data.get(name) == "???" or (field.required and name not in data):
             yield join(path, name), f"{kind.name} needs '{name}' ({field.text})"
 
 

@@ -33,9 +33,9 @@ def select(layers: str | int | Sequence[int], depth: int) -> list[int]:
             return list(range(depth))[slice(*parts)]
         except ValueError:
             raise SpecError(f"layers={layers!r} is no slice; write it as in Python, for example '3::4'") from None
-    numbers = [layers] if isinstance(layers, int) else list(layers)
+    numbers: list[Any] = list(layers) if isinstance(layers, (list, tuple)) else [layers]
     for number in numbers:
-        if not isinstance(number, int) or not -depth <= number < depth:
+        if not isinstance(number, int) or isinstance(number, bool) or not -depth <= number < depth:
             raise SpecError(f"layers={layers!r}: there is no layer {number} among {depth}")
     return [number % depth for number in numbers]
 

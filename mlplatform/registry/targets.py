@@ -51,4 +51,6 @@ def resolve_target(name: str, group: str, path: str) -> type:
 
 
 def _listed(name: str, allowed: tuple[str, ...]) -> bool:
-    return name.startswith(allowed) and all(part.isidentifier() for part in name.split("."))
+    """Whether a name lies under an allowed prefix and ends like a class, which no function of a module reached does."""
+    parts = name.split(".")
+    return name.startswith(allowed) and all(part.isidentifier() for part in parts) and parts[-1][0].isupper()
