@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,16 +83,10 @@ def load(
     Raises:
         CheckpointError: the files are damaged or unsafe, or don't fit the YAML tensor for tensor.
     """
-    from mlplatform import interop
+    from mlplatform.cli.pretrained import load as load_source
 
-    folder = Path(source).expanduser()
-    if (folder / "run.json").is_file():
-        from mlplatform.runs.export import load_run
-
-        return load_run(folder, device=device, dtype=dtype)
-    if not folder.is_dir():
-        folder = interop.fetch(str(source), revision=revision, cache_dir=cache_dir, token=token, offline=offline)
-    return interop.load(folder, finder(config_dirs), device=device, dtype=dtype, head=head)
+    hub = {"revision": revision, "cache_dir": cache_dir, "token": token, "offline": offline}
+    return load_source(source, head=head, device=device, dtype=dtype, config_dirs=config_dirs, **hub)
 
 
 def save(model: nn.Module, folder: str | Path, *, tokenizer: Any = None, shard_size: int = 5 * 10**9) -> None:
@@ -110,57 +104,7 @@ def save(model: nn.Module, folder: str | Path, *, tokenizer: Any = None, shard_s
     interop.save(model, folder, tokenizer=tokenizer, shard_size=shard_size)
 
 
-def finder(config_dirs: ConfigDirs = ()) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    """Return what finds the composed YAML for a config.json, among the user's folders and conf/model."""
-    from mlplatform import interop, places
-
-    dirs = [Path(folder) for folder in config_dirs]
-    files = [f for folder in (*dirs, places.conf()) for f in sorted((folder / "model").glob("*.yaml"))]
-    known = interop.families(files)
-    return lambda config: interop.choose(config, known, lambda name: _composed(name, (), dirs).config)
-
-
 def _composed(model: str, overrides: Sequence[str], config_dirs: ConfigDirs) -> Composed:
     from mlplatform.cli.compose import compose_model
 
     return compose_model(model, overrides, config_dirs).check()
-
-
-def load(
-    source: str | Path,
-    *,
-    head: str | None = None,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
-    config_dirs: ConfigDirs = (),
-    **hub: Any,
-) -> nn.Module:
-    """Return a model with its weights, in eval mode, from a Hugging Face folder, a Hub id or one of our run folders.
-
-    Args:
-        head: the name of a head of the model's YAML; None for the one the source says it has.
-        device, dtype: of the parameters; dtype None keeps each tensor's own.
-        config_dirs: folders with YAML of your own; a family is added by `FOLDER/model/NAME.yaml`.
-        hub: for a Hub id: `revision`, `cache_dir`, `token`, `offline`.
-
-    Raises:
-        CheckpointError: no such source, or files that are damaged, unsafe or don't fit the YAML tensor for tensor.
-    """
-    from mlplatform.cli.pretrained import load as load_source
-
-    return load_source(source, head=head, device=device, dtype=dtype, config_dirs=config_dirs, **hub)
-
-
-def save(model: nn.Module, folder: str | Path, *, tokenizer: Any = None) -> None:
-    """Write a model as a folder Hugging Face's `from_pretrained` loads.
-
-    Args:
-        tokenizer: written beside it when given.
-
-    Raises:
-        SpecError: the model's YAML has no `hf`, or a value Hugging Face's config has no word for.
-        CheckpointError: the folder can't be written; nothing in it was changed.
-    """
-    from mlplatform.interop import save as save_folder
-
-    save_folder(model, folder, tokenizer=tokenizer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -86,6 +87,11 @@ class Arguments:
     def overrides(self) -> list[str]:
         """Return the words that are overrides of the config."""
         return [word for word in self.words if is_override(word)]
+
+    def again(self, verb: str) -> str:
+        """Return the command that gives these overrides to another verb, as a shell takes it."""
+        folders = [word for folder in self.options.get("config-dir", ()) for word in ("--config-dir", folder)]
+        return f"mlplatform {shlex.join([*verb.split(), *folders, *self.overrides()])}"
 
     def plain(self, most: int, least: int = 0) -> list[str]:
         """Return the words that are no overrides. Raises SpecError when there are too many or too few."""

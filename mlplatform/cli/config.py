@@ -27,7 +27,7 @@ def show(arguments: Arguments) -> None:
     value = select(result.masked(), key)
     print(json.dumps(value, indent=2) if arguments.flag("json") else as_yaml(value).rstrip("\n"))
     result.check()
-    suggest("mlplatform config why " + (key or "optimizer.lr"), "mlplatform train --dry-run")
+    suggest(arguments.again(f"config why {key or 'optimizer.lr'}"), arguments.again("train --dry-run"))
 
 
 def why(arguments: Arguments) -> None:
@@ -41,7 +41,7 @@ def why(arguments: Arguments) -> None:
         print(json.dumps(rows, indent=2))
     else:
         _print_rows(rows, single=is_leaf(held))
-    suggest(f"mlplatform config show {key}")
+    suggest(arguments.again(f"config show {key}"))
 
 
 def _row(result: Composed, path: str) -> dict[str, Any]:

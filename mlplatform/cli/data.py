@@ -26,4 +26,4 @@ def show(arguments: Arguments) -> None:
         print(f"--- sample {number}: {tokens} tokens, {trained} of them targets, {documents} document(s)")
         print(as_text(row, color=color))
     print(f"--- {'dim' if color else '⟦between these⟧'}: what the loss leaves out")
-    suggest(" ".join(["mlplatform train", *arguments.overrides()]))
+    suggest(arguments.again("train"))

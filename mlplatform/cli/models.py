@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mlplatform.cli.arguments import Arguments, suggest
-from mlplatform.cli.config import composed
+from mlplatform.cli.config import as_yaml, composed
 from mlplatform.errors import CheckpointError, DataError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def describe(arguments: Arguments) -> None:
@@ -48,10 +52,19 @@ def generate(arguments: Arguments) -> None:
 
 
 def import_(arguments: Arguments) -> None:
-    """Load a Hugging Face folder or Hub id, every key and tensor accounted for, and save it with its tokenizer."""
+    """Load a Hugging Face folder or Hub id, every key and tensor accounted for; save it, its tokenizer and its YAML."""
     source, target = arguments.plain(most=2, least=2)
-    copy(source, Path(target), arguments)
-    suggest(f"mlplatform generate {target} 'Once upon a time'", f"mlplatform train init_from={target}")
+    folder = Path(target)
+    model = copy(source, folder, arguments)
+    own = folder / "conf" / "model" / f"{folder.resolve().name}.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text(f"# {source}, as imported\n{as_yaml(model.spec)}", encoding="utf-8")
+    print(f"wrote {own}")
+    chosen = f"--config-dir {folder / 'conf'} model={own.stem} init_from={folder}"
+    suggest(
+        f"mlplatform generate {folder} 'Once upon a time'",
+        f"mlplatform train {chosen} tokenizer=file tokenizer.path={folder}",
+    )
 
 
 def export(arguments: Arguments) -> None:
@@ -61,8 +74,8 @@ def export(arguments: Arguments) -> None:
     suggest(f"python -c \"from transformers import AutoModel; AutoModel.from_pretrained('{target}')\"")
 
 
-def copy(source: str, target: Path, arguments: Arguments) -> None:
-    """Load a model strictly and save it at `target`. Raises CheckpointError when something stands there already."""
+def copy(source: str, target: Path, arguments: Arguments) -> nn.Module:
+    """Load a model strictly, save it at `target` and return it. Raises CheckpointError when something is there."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CheckpointError(f"{target}: is there already; name a folder that is new or empty")
     from mlplatform.cli.pretrained import folder_of, load, tokenizer_of
@@ -77,3 +90,4 @@ def copy(source: str, target: Path, arguments: Arguments) -> None:
     told = f"{sum(p.numel() for p in model.parameters()):,} parameters in {len(state)} tensors, {size:,.1f} MB"
     family = (model.spec.get("hf") or {}).get("model_type")  # type: ignore[union-attr]
     print(f"{family}: {told}; tokenizer: {'yes' if tokenizer else 'none there'}\nwrote {target}/")
+    return model

@@ -110,5 +110,5 @@ def verify_resume(arguments: Arguments) -> int:
     if as_json:
         print(json.dumps(found, indent=2))
     print(f"the proof is kept in {found['undisturbed']}/run.json", file=sys.stderr)
-    suggest(" ".join(["mlplatform train", *arguments.overrides()]), "mlplatform ls")
+    suggest(arguments.again("train"), "mlplatform ls")
     return 0 if found["equal"] else 1

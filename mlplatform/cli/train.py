@@ -16,7 +16,7 @@ def train(arguments: Arguments) -> int:
     result = composed(arguments).check()
     if arguments.flag("dry-run"):
         print(dry_run(result))
-        suggest(" ".join(["mlplatform train", *arguments.overrides()]), "mlplatform data show")
+        suggest(arguments.again("train"), arguments.again("data show"))
         return 0
     from mlplatform.runs.launch import prepare, start
 

@@ -35,19 +35,27 @@ ROWS: dict[str, list[str]] = {
         "model.trunk.dimm: transformer has no field 'dimm' (did you mean 'dim'?)",
         "(from the command line: model.trunk.dimm=64)",
     ],
-    "model=typo": ["model.trunk.layer.mlp.widht: gated_mlp has no field 'widht' (did you mean 'width'?)", "model/typo.yaml:5"],
+    "model=typo": [
+        "model.trunk.layer.mlp.widht: gated_mlp has no field 'widht' (did you mean 'width'?)",
+        "model/typo.yaml:5",
+    ],
     "optimizer.lr=abc": ["optimizer.lr: 'abc' is not allowed: it should be a valid number"],
     "optimizer.lr=-1": ["optimizer.lr: -1 is not allowed: it should be greater than 0"],
     "model.trunk.layer.attention.heads=8 model.trunk.layer.attention.kv_heads=3": [
         "heads=8 is not a multiple of kv_heads=3; kv_heads may be 1, 2, 4, 8",
         "(from the command line: model.trunk.layer.attention.heads=8; from the command line",
     ],
-    "model.trunk.layer.mlp.dim=64": ["model.trunk.layer.mlp.dim: 'dim' of gated_mlp is set by what holds it; delete it here"],
+    "model.trunk.layer.mlp.dim=64": [
+        "model.trunk.layer.mlp.dim: 'dim' of gated_mlp is set by what holds it; delete it here"
+    ],
     "model.trunk.layer.attention.kind=cross_attention": [
         "model.trunk.layer.attention.rope: cross_attention has no field 'rope': left over from 'attention'",
         "block/attention@model.trunk.layer.attention=cross_attention",
     ],
-    "model=homeless": ["model.trunk.layer.mlp.kind: 'attention' is a attention, not a mlp; there are", "homeless.yaml:2"],
+    "model=homeless": [
+        "model.trunk.layer.mlp.kind: 'attention' is a attention, not a mlp; there are",
+        "homeless.yaml:2",
+    ],
     "optimizer.lr=${optimizer.rate}": ["'${optimizer.rate}' refers to 'optimizer.rate', which is not there"],
     "optimizer.lr=${optimizer.lr}": ["optimizer.lr: '${optimizer.lr}' can't be resolved: Recursive interpolation"],
     "optimizer.lr=${now:%Y}": ["optimizer.lr: '${now:%Y}' names no resolver there is; there are oc.env"],
@@ -123,7 +131,12 @@ def test_three_mistakes_are_three_lines(user: Path, capsys: pytest.CaptureFixtur
     lines = said_by_train(
         user, capsys, "optimizer.lr=-1", "model.trunk.depth=0", "model.trunk.layer.dropout=1.5", "data=text"
     )
-    wanted = ["optimizer.lr: -1", "model.trunk.depth: 0", "model.trunk.layer.dropout: 1.5", "data.path: a value is needed"]
+    wanted = [
+        "optimizer.lr: -1",
+        "model.trunk.depth: 0",
+        "model.trunk.layer.dropout: 1.5",
+        "data.path: a value is needed",
+    ]
     assert sorted(line.removeprefix("error: ").split(" is")[0].split(" a value")[0] for line in lines) == sorted(
         text.split(" a value")[0] for text in wanted
     )
