@@ -103,10 +103,24 @@ def validation_loss(path: Path) -> float | None:
     return loss if isinstance(loss, float) and math.isfinite(loss) else None
 
 
-def clean(folder: Path) -> None:
-    """Delete what a process that died while saving or deleting has left."""
+def clean(folder: Path, resume_from: Path | None) -> None:
+    """Make a folder ready for a run that goes on from one of its checkpoints, or begins.
+
+    Deletes what a process that died while saving has left, and checkpoints of later steps: they are damaged, or of a
+    future that this run leaves.
+
+    Raises:
+        RunError: the run begins, and the folder has checkpoints of another.
+    """
+    if resume_from is None and (other := newest_whole(folder)[0]) is not None:
+        raise RunError(f"{folder} holds the checkpoints of a run, up to {other.name}; resume it or take another folder")
+    folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob(".tmp-*"):
         shutil.rmtree(left, ignore_errors=True)
+    if resume_from is None or resume_from.resolve().parent == folder.resolve():
+        for path in checkpoints(folder):
+            if resume_from is None or step_of(path) > step_of(resume_from):
+                _remove(path)
 
 
 class FolderIO(CheckpointIO):

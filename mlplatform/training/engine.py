@@ -17,10 +17,11 @@ import torch
 from torch import nn
 
 from mlplatform.errors import RunError, SpecError
+from mlplatform.models.costs import training_flops_per_token
 from mlplatform.registry import Spec
 from mlplatform.training import optimizers, precision
 from mlplatform.training.callbacks import Session
-from mlplatform.training.checkpoints import FolderIO, clean, newest_whole
+from mlplatform.training.checkpoints import FolderIO, clean, newest_whole, prune
 from mlplatform.training.ema import AveragedWeights
 from mlplatform.training.meters import Feed, Speed, peak_flops
 from mlplatform.training.progress import Display, Quiet, display
@@ -43,16 +44,19 @@ class Result:
     checkpoint: Path | None
 
 
-def preflight(trainer: Spec, strategy: Spec) -> Place:
+def preflight(trainer: Spec, strategy: Spec, schedule: Spec | None = None) -> Place:
     """Check that this machine can run as configured, before anything is built; return where the process stands.
 
     Raises:
-        SpecError: devices, strategy or precision that this machine doesn't have.
+        SpecError: devices, strategy or precision that this machine doesn't have, or lengths that don't fit together
+            (those in epochs are checked when the data is there).
     """
     settings: TrainerSettings = trainer.build()
     place = Place.find(settings.accelerator, settings.devices)
     strategy.build().check(place)
     precision.check(settings.precision, place.device)
+    if schedule is not None and "epoch" not in f"{trainer.data} {schedule.data}":
+        schedule.build().bind(settings.plan(1.0).whole, 1.0)
     return place
 
 
@@ -70,7 +74,6 @@ def fit(
     recorder: Recorder | None = None,
     show: Display | None = None,
     extra: Callable[[Path], None] | None = None,
-    flops_per_token: float | None = None,
     now: Callable[[], float] = time.monotonic,
 ) -> Result:
     """Train a task on data.
@@ -87,7 +90,6 @@ def fit(
         recorder: receives the metrics (rank 0 only).
         show: the progress display; by default a bar on a terminal and lines off one.
         extra: writes further files into each checkpoint.
-        flops_per_token: of a forward and backward pass, for the share of the device's peak.
         now: the clock.
 
     Raises:
@@ -110,7 +112,7 @@ def fit(
             plan,
             schedule.build().bind(plan.whole, steps_per_epoch),
             feed,
-            Speed(flops_per_token, _peak(settings, place)),
+            _speed(settings, place, task.model, data.shape.length),
             folder=folder,
             keep=settings.keep,
             keep_best=settings.keep_best,
@@ -127,8 +129,8 @@ def fit(
         callbacks = [Randomness(seed), *([ema] if ema else []), session]
         engine = _trainer(settings, place, strategy, callbacks, FolderIO(extra))
         if folder is not None and first:
-            folder.mkdir(parents=True, exist_ok=True)
-            clean(folder)
+            clean(folder, resume_from)
+            prune(folder, settings.keep, settings.keep_best)
         try:
             engine.fit(task, train_dataloaders=feed, ckpt_path=resume_from and str(resume_from), weights_only=False)
         except RunError as error:
@@ -181,11 +183,12 @@ def _trainer(settings: TrainerSettings, place: Place, strategy: Spec, callbacks:
     return trainer
 
 
-def _peak(settings: TrainerSettings, place: Place) -> float | None:
+def _speed(settings: TrainerSettings, place: Place, model: nn.Module, length: int) -> Speed:
+    """Return the meter, with the share of the peak where the device's is known."""
     if place.device != "cuda":
-        return None
-    one = peak_flops(torch.cuda.get_device_name(), precision.compute_dtype(settings.precision))
-    return None if one is None else one * place.world
+        return Speed(None, None)
+    peak = peak_flops(torch.cuda.get_device_name(), precision.compute_dtype(settings.precision))
+    return Speed(training_flops_per_token(model, length), None if peak is None else peak * place.world)
 
 
 def _with_last_checkpoint(error: RunError, folder: Path | None) -> RunError:
