@@ -44,6 +44,9 @@ PLAIN: dict[str, Any] = {
 }
 """Keys of every config.json that do change it, and the one value all our models stand for unless they map the key."""
 
+ABSENT = "absent"
+"""Where `kept` lists the mapped keys a file left to Hugging Face's defaults: they are left out again."""
+
 
 class ConfigMap:
     """The two-way map of one model's YAML, with the chosen head's part."""
@@ -84,7 +87,10 @@ class ConfigMap:
 
     def write(self, spec: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
         """Return the config.json of a spec. `kept` holds what a file that was read said beside the mapped keys."""
-        config = copy.deepcopy(dict(kept)) or _nested({k: v for k, v in self.expect.items() if k not in PLAIN})
+        absent = set(kept.get(ABSENT, ()))
+        config = {key: copy.deepcopy(value) for key, value in kept.items() if key != ABSENT} or _nested(
+            {k: v for k, v in self.expect.items() if k not in PLAIN}
+        )
         for path, right in self.pairs:
             value = self._value(spec, path)
             if isinstance(right, Mapping) and "rope" in right:
@@ -97,8 +103,8 @@ class ConfigMap:
                 if not isinstance(names, Mapping) or len(names) != value:
                     config[right["count"]] = {str(i): f"LABEL_{i}" for i in range(value)}
                     config["label2id"] = {f"LABEL_{i}": i for i in range(value)}
-            else:
-                _assign(config, _keys(right)[0], _theirs(right, value))
+            elif (key := _keys(right)[0]) not in absent or _theirs(right, value) != self.defaults.get(key):
+                _assign(config, key, _theirs(right, value))
         for _, right in self.pairs:  # a key that repeats the one it falls back on is written as null, as HF has it
             if isinstance(right, list) and _look(config, right[0]) == _look(config, right[-1]):
                 _assign(config, right[0], None)
@@ -109,7 +115,9 @@ class ConfigMap:
         mapped = {key.split(".")[0] for _, right in self.pairs for key in _keys(right)}
         mapped -= {right["count"] for _, right in self.pairs if isinstance(right, Mapping) and "count" in right}
         drop = mapped | {part["config"] for part in (self.hf.get("parts") or {}).values()}
-        return {key: value for key, value in config.items() if key not in drop}
+        found = {key: value for key, value in config.items() if key not in drop}
+        absent = [_keys(right)[0] for _, right in self.pairs if not any(_look(config, key)[0] for key in _keys(right))]
+        return {**found, ABSENT: absent}
 
     def _check_known(self, config: Mapping[str, Any]) -> None:
         known = {key for _, right in self.pairs for key in _keys(right)} | set(self.expect)
