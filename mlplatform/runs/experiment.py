@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,15 +13,23 @@ from torch import nn
 
 from mlplatform.data.module import DataModule
 from mlplatform.data.tokens import build_tokenizer
-from mlplatform.errors import CheckpointError, RunError, SpecError
+from mlplatform.errors import CheckpointError, RunError, SpecError, listing
+from mlplatform.interop import fetch, load
 from mlplatform.models import build
+from mlplatform.models.costs import PRECISIONS
 from mlplatform.registry import Natural, Spec, Text, block
+from mlplatform.runs.config_file import leaves
+from mlplatform.runs.export import load_run
 from mlplatform.training import optimizers
 from mlplatform.training.engine import preflight
 from mlplatform.training.strategies import Place
 
-ADAM_BYTES = 16
-"""A parameter in fp32, its gradient, and two moments of an optimizer."""
+log = logging.getLogger(__name__)
+MOMENTS = {"adamw": 1.0, "muon": 0.5}
+"""Share of AdamW's two moments that an optimizer keeps, by its kind; those not here keep next to nothing."""
+
+Sizes = Callable[[], Iterable[tuple[str, Mapping[str, Any]]]]
+"""Returns (name, spec) of the models there are."""
 
 
 @block("run/run")
@@ -63,9 +73,13 @@ class Experiment:
         self.seed, self.init_from, self.prompt = seed, init_from, prompt
         self._tokenizer: Any = None
         self._data: DataModule | None = None
+        self._model: nn.Module | None = None
 
-    def check(self) -> Place:
+    def check(self, sizes: Sizes | None = None) -> Place:
         """Check what can be known before data are read or anything is written; return where this process stands.
+
+        Args:
+            sizes: the models there are, to name one that fits when this one does not.
 
         Raises:
             SpecError: the machine lacks what is asked, blocks don't fit, or the task doesn't fit the model.
@@ -77,22 +91,38 @@ class Experiment:
         optimizers.build(self.optimizer, shell)
         self.schedule.build()
         self.trackers()
-        if self.init_from is not None and not Path(self.init_from).is_dir():
-            raise CheckpointError(f"init_from={self.init_from!r}: no such folder")
-        self._check_memory(shell, place)
+        self._check_memory(shell, place, sizes)
+        if self.init_from is not None:
+            self._model = self._initial()
         return place
 
-    def _check_memory(self, shell: nn.Module, place: Place) -> None:
-        count = sum(p.numel() for p in shell.parameters())
+    def _check_memory(self, shell: nn.Module, place: Place, sizes: Sizes | None) -> None:
+        count = _size(shell)
+        weight, gradient, moments, _ = PRECISIONS.get(self.trainer["precision"], PRECISIONS["bf16-mixed"])
+        each = weight + gradient + moments * MOMENTS.get(self.optimizer.kind, 0.0)
         if place.device == "cuda":
-            need, there = count * ADAM_BYTES, torch.cuda.get_device_properties(0).total_memory
+            there = torch.cuda.get_device_properties(0).total_memory
         else:  # processes on one machine share its memory
-            need, there = count * ADAM_BYTES * place.devices, psutil.virtual_memory().total
-        if need > there:
-            raise RunError(
-                f"model: {count / 1e9:.2f}B parameters need {need / 2**30:.0f} GiB with gradients and optimizer, "
-                f"there are {there / 2**30:.0f}; take a smaller size (`mlplatform config groups model` lists them)"
-            )
+            there = psutil.virtual_memory().total // place.devices
+        if count * each <= there:
+            return
+        most = int(there / each)
+        parts = "weights and gradients" if each == weight + gradient else "weights, gradients and optimizer"
+        raise RunError(
+            f"model: {count / 1e9:.2f}B parameters need {count * each / 2**30:.0f} GiB for {parts}, and a device here "
+            f"has {there / 2**30:.0f}: room for {most / 1e9:.1f}B; {self._smaller(most, sizes)}"
+        )
+
+    def _smaller(self, most: int, sizes: Sizes | None) -> str:
+        """Return the advice to take the largest named size of the same kind of model that fits."""
+        fitting: list[tuple[int, str]] = []
+        for name, spec in sizes() if sizes else ():
+            if _family(spec) == _family(self.model.data) and (size := _size(build(spec, device="meta"))) <= most:
+                fitting.append((size, name))
+        if fitting:
+            size, name = max(fitting)
+            return f"model={name} fits, with {size / 1e6:.1f}M"
+        return "take a smaller size (`mlplatform config groups model` lists them), or set model.trunk.depth lower"
 
     def prepare(self, place: Place) -> DataModule:
         """Read the data and train or load the tokenizer: both are cached. Raises DataError."""
@@ -124,22 +154,46 @@ class Experiment:
         """
         if self.init_from is None:
             return build(self.model, seed=self.seed)
-        from mlplatform.runs.export import load_run
+        model, self._model = self._model or self._initial(), None
+        return model.train()
 
-        folder = Path(self.init_from)
+    def _initial(self) -> nn.Module:
+        """Build this run's model with the weights of `init_from`; warn of values that differ between the two."""
+        assert self.init_from is not None
+        folder = Path(self.init_from).expanduser()
+        if not folder.is_dir():
+            folder = fetch(self.init_from)
         if (folder / "run.json").is_file():
             loaded = load_run(folder, dtype=torch.float32)
         else:
-            from mlplatform.interop import load
-
             head = self.model.data.get("head")
             loaded = load(folder, lambda _: self.model.data, dtype=torch.float32, head=head)
-        ours = {name: p.shape for name, p in build(self.model, device="meta").named_parameters()}
-        theirs = {name: p.shape for name, p in loaded.named_parameters()}
+        model = build(self.model, device="meta")
+        weights = loaded.state_dict()
+        ours, theirs = ({name: t.shape for name, t in held.items()} for held in (model.state_dict(), weights))
         if ours != theirs:
             name = next(n for n in (*ours, *theirs) if ours.get(n) != theirs.get(n))
             raise CheckpointError(
                 f"init_from={self.init_from}: {name} is {list(theirs.get(name, ()))} there and "
                 f"{list(ours.get(name, ()))} in this run's model; choose the model's YAML of that size"
             )
-        return loaded.train()
+        own, given = _numbers(self.model.data), _numbers(loaded.spec)  # type: ignore[arg-type]
+        other = [f"{k}={own.get(k)!r} ({given.get(k)!r} there)" for k in (own | given) if own.get(k) != given.get(k)]
+        if other:
+            log.warning("init_from=%s was made with other values than this run's model: %s", folder, listing(other))
+        model.load_state_dict(weights, assign=True)
+        return model
+
+
+def _size(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _numbers(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what decides what a trained model computes, by dotted path."""
+    found = leaves({name: value for name, value in spec.items() if name not in ("hf", "heads")})
+    return {path: value for path, value in found.items() if not path.endswith("dropout")}
+
+
+def _family(spec: Mapping[str, Any]) -> tuple[Any, Any]:
+    return spec.get("kind"), (spec.get("hf") or {}).get("model_type")

@@ -6,31 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors.torch import load_file
 from torch import nn
 
-from mlplatform.errors import CheckpointError, RunError
+from mlplatform.errors import CheckpointError
 from mlplatform.models import build
+from mlplatform.runs.config_file import read_config
 from mlplatform.training.checkpoints import newest_whole
-
-CONFIG, PRIVATE = "config.yaml", "config.private.yaml"
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return a run's resolved config, with what was masked where this machine still has it.
-
-    Raises:
-        RunError: the folder has none.
-    """
-    path = folder / PRIVATE if (folder / PRIVATE).is_file() else folder / CONFIG
-    try:
-        found = yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (OSError, yaml.YAMLError) as error:
-        raise RunError(f"{path}: can't be read: {' '.join(str(error).split())}") from None
-    if not isinstance(found, dict):
-        raise RunError(f"{path}: holds no config")
-    return found
 
 
 def load_run(

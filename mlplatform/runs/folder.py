@@ -7,14 +7,22 @@ outputs/<experiment>/<date_time>/
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mlplatform.errors import RunError, did_you_mean, listing
 
 RECORD = "run.json"
+LOCK = ".lock"
+SPARE = 1 << 18
+"""Bytes kept free for saying that the disk is full."""
+VARIABLE = "MLPLATFORM_RUN"
+"""Environment variable with the run's folder, for ranks and jobs that were not given it as an argument."""
 
 
 def create(outputs: Path, experiment: str, now: float | None = None) -> Path:
@@ -66,6 +74,48 @@ def find(name: str | None, outputs: Path) -> Path:
     if fitting:
         raise RunError(f"run '{name}': several have this name: {listing(str(p.relative_to(outputs)) for p in fitting)}")
     raise RunError(f"no run '{name}' under {outputs}{did_you_mean(str(name), names)}; `mlplatform ls` lists them")
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a run folder: no other process writes into it meanwhile. The system lets go of it when the holder dies.
+
+    Raises:
+        RunError: another process holds it, or it can't be written.
+    """
+    try:
+        file = (folder / LOCK).open("w")
+    except OSError as error:
+        raise RunError(f"{folder}: can't be written: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of the process: its children don't inherit it
+        except OSError:
+            raise RunError(f"{folder}: this run is still running; wait for it or stop it first") from None
+        yield
+
+
+def is_held(folder: Path) -> bool:
+    """Whether another process is running this folder. Never asked by the process that does: its lock would be lost."""
+    try:
+        with (folder / LOCK).open("r+") as file:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+@contextlib.contextmanager
+def spared(folder: Path) -> Iterator[Callable[[], None]]:
+    """Keep some room on the disk meanwhile; call what this yields to have it when the disk is full."""
+    spare = folder / ".spare"
+    write_whole(spare, "0" * SPARE)
+    try:
+        yield lambda: spare.unlink(missing_ok=True)
+    finally:
+        spare.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, text: str, mode: int = 0o644) -> None:

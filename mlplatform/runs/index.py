@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mlplatform.errors import RunError
 from mlplatform.runs import metrics, record
-from mlplatform.runs.folder import runs_in
-
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+from mlplatform.runs.config_file import leaves, read_shown
+from mlplatform.runs.folder import is_held, runs_in
 
 
 def rows(outputs: Path) -> list[dict[str, Any]]:
-    """Return a row for each run, newest last: run, status, steps, the last metrics, age in seconds."""
+    """Return a row for each run, newest last: run, status, steps, last and best validation loss, age in seconds."""
     found = []
     for folder in runs_in(outputs):
         try:
@@ -24,24 +22,35 @@ def rows(outputs: Path) -> list[dict[str, Any]]:
         except RunError as error:
             found.append({"run": str(folder.relative_to(outputs)), "status": "broken", "error": str(error)})
             continue
-        values = known.get("metrics") or {}
-        found.append(
-            {
-                "run": str(folder.relative_to(outputs)),
-                "status": known["status"],
-                "steps": known.get("steps", 0),
-                "validation/loss": values.get("validation/loss"),
-                "validation/bits_per_byte": values.get("validation/bits_per_byte"),
-                "age": round(time.time() - known.get("created", time.time())),
-                "error": known.get("error"),
-            }
-        )
+        found.append({"run": str(folder.relative_to(outputs)), **_row(folder, known)})
     return found
+
+
+def _row(folder: Path, known: dict[str, Any]) -> dict[str, Any]:
+    steps, values = known.get("steps", 0), known.get("metrics") or {}
+    if known["status"] != "finished":  # the record is written at the end of a session, the metrics all along
+        logged = metrics.read(folder)
+        steps, values = max([steps, *(row["step"] for row in logged)]), metrics.last_values(logged)
+    return {
+        "status": _status(folder, known),
+        "steps": steps,
+        "validation/loss": values.get("validation/loss"),
+        "validation/bits_per_byte": values.get("validation/bits_per_byte"),
+        "best": (known.get("best") or {}).get("validation/loss"),
+        "age": round(time.time() - known.get("created", time.time())),
+        "error": known.get("error"),
+    }
+
+
+def _status(folder: Path, known: dict[str, Any]) -> str:
+    """Return the record's status, or `killed` when it says running and no process of this machine is."""
+    dead = known["status"] == "running" and known.get("host") == socket.gethostname() and not is_held(folder)
+    return "killed" if dead else known["status"]
 
 
 def compare(one: Path, two: Path) -> dict[str, Any]:
     """Return what differs between two runs: config keys, then the last value of every metric."""
-    configs = [flat(_config(folder)) for folder in (one, two)]
+    configs = [leaves(read_shown(folder)) for folder in (one, two)]
     values = [metrics.last_values(metrics.read(folder)) for folder in (one, two)]
     records = [record.read(folder) for folder in (one, two)]
     config = {k: [c.get(k, "-") for c in configs] for k in sorted({*configs[0], *configs[1]})}
@@ -59,17 +68,3 @@ def compare(one: Path, two: Path) -> dict[str, Any]:
         "config": {k: v for k, v in config.items() if v[0] != v[1]},
         "metrics": {name: [v.get(name) for v in values] for name in names},
     }
-
-
-def flat(node: Any, path: str = "") -> dict[str, Any]:
-    """Return a tree's leaves by dotted path."""
-    if isinstance(node, dict) and node:
-        return {k: v for key, value in node.items() for k, v in flat(value, f"{path}.{key}" if path else key).items()}
-    return {path: node}
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    try:
-        return yaml.load((folder / "config.yaml").read_text(encoding="utf-8"), Loader=LOADER) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise RunError(f"{folder / 'config.yaml'}: can't be read: {' '.join(str(error).split())}") from None

@@ -3,66 +3,66 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
 from mlplatform.errors import RunError
 from mlplatform.registry import Spec
 from mlplatform.runs import record
-from mlplatform.runs.experiment import Experiment
-from mlplatform.runs.export import CONFIG, PRIVATE, read_config
-from mlplatform.runs.folder import create, write_whole
-from mlplatform.runs.secrets import masked
+from mlplatform.runs.config_file import read_config, write_config
+from mlplatform.runs.experiment import Experiment, Sizes
+from mlplatform.runs.folder import VARIABLE, create, write_whole
+from mlplatform.runs.stopping import handling
 
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def prepare(
-    config: dict[str, Any], *, overrides: list[str], argv: list[str], from_environment: Iterable[str] = ()
+    config: dict[str, Any],
+    *,
+    overrides: list[str],
+    argv: list[str],
+    from_environment: Iterable[str] = (),
+    sizes: Sizes | None = None,
 ) -> tuple[Path, Experiment]:
     """Check a config in full, read its data, and make its run folder.
+
+    Args:
+        overrides, argv: what was typed, for the record.
+        from_environment: dotted paths of values that came from the environment; they are masked as secrets are.
+        sizes: returns (name, spec) of the models there are, for the advice when this one is too large.
 
     Raises:
         PlatformError: before anything is written.
     """
     experiment: Experiment = Spec.of(config, "run").build()
-    place = experiment.check()
+    place = experiment.check(sizes)
     data = experiment.prepare(place)
     folder = create(experiment.outputs, experiment.experiment)
-    write_config(folder, config, from_environment)
-    write_whole(folder / "overrides.yaml", yaml.safe_dump(masked_words(overrides), allow_unicode=True))
-    trainer = config["trainer"]
-    record.begin(
-        folder, experiment.experiment, experiment.seed, masked_words(argv), trainer.get("devices", 1), data.record()
-    )
+    try:
+        scrub = write_config(folder, config, from_environment)
+        typed = yaml.safe_dump(scrub.words(overrides), allow_unicode=True)
+        write_whole(folder / "overrides.yaml", typed)
+        name, devices = experiment.experiment, config["trainer"].get("devices", 1)
+        record.begin(folder, name, experiment.seed, scrub.words(argv), devices, data.record())
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     return folder, experiment
-
-
-def write_config(folder: Path, config: dict[str, Any], from_environment: Iterable[str] = ()) -> None:
-    """Write config.yaml with secrets masked; where something was, the whole one for this user's eyes only."""
-    shown, hidden = masked(config, from_environment)
-    write_whole(folder / CONFIG, yaml.safe_dump(shown, sort_keys=False, allow_unicode=True))
-    if hidden:
-        write_whole(folder / PRIVATE, yaml.safe_dump(config, sort_keys=False, allow_unicode=True), mode=0o600)
-
-
-def masked_words(words: list[str]) -> list[str]:
-    """Return command-line words with the values of secrets masked."""
-    found = []
-    for word in words:
-        key, equals, value = word.partition("=")
-        _, hidden = masked({key.rpartition(".")[2]: value}) if equals else ({}, [])
-        found.append(f"{key}=***" if hidden else word)
-    return found
 
 
 def start(folder: Path, experiment: Experiment | None = None) -> record.Status:
     """Run a prepared folder, in this process or as one process per device under torchrun.
+
+    Returns:
+        `finished` or `preempted`.
 
     Raises:
         RunError: a rank failed; the record says why.
@@ -72,14 +72,37 @@ def start(folder: Path, experiment: Experiment | None = None) -> record.Status:
     devices = read_config(folder)["trainer"].get("devices", 1)
     if devices == 1:
         return run(folder, experiment)
+    code = run_ranks(folder, devices, ["mlplatform.worker", str(folder.resolve())])
+    found = record.read(folder)
+    if found["status"] in ("finished", "preempted"):
+        return found["status"]
+    if found["status"] == "running":
+        found = record.update(folder, status="failed", error=f"a rank ended with exit code {code}")
+    raise RunError(f"{folder}: {found.get('error') or f'a rank ended with exit code {code}'}")
+
+
+def run_ranks(folder: Path, devices: int, module: list[str], said: IO[bytes] | None = None) -> int:
+    """Run a module with its arguments as one rank per device of this machine; return torchrun's exit code.
+
+    The first SIGTERM or SIGINT is handed to rank 0, which tells the others, so that all stop after the same step and
+    save; the next one kills them. They stand in a session of their own, or Ctrl-C would reach each of them as well.
+    What they print goes to `said` where it is given.
+    """
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={devices}"]
-    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "-m", "mlplatform.worker", str(folder.resolve())]
+    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "-m", *module]
     environment = {k: v for k, v in os.environ.items() if k not in RANK_VARIABLES}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
-    code = subprocess.call(command, env=environment)
-    found = record.read(folder)
-    if code:
-        if found["status"] == "running":
-            found = record.update(folder, status="failed", error=f"a rank ended with exit code {code}")
-        raise RunError(f"{folder}: {found.get('error') or f'a rank ended with exit code {code}'}")
-    return found["status"]
+    environment[VARIABLE] = str(folder.resolve())
+    record.update(folder, pid=None)
+    process = subprocess.Popen(command, env=environment, start_new_session=True, stdout=said, stderr=said)
+    caught: list[int] = []
+
+    def hand_on(number: int, _: Any) -> None:
+        caught.append(number)
+        if len(caught) == 1 and (rank := record.read(folder).get("pid")):
+            os.kill(rank, signal.SIGTERM)
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
+
+    with handling(hand_on, signal.SIGTERM, signal.SIGINT):
+        return process.wait()

@@ -27,7 +27,7 @@ PACKAGES = (
     "numpy",
     "wandb",
 )
-Status = Literal["created", "running", "finished", "failed", "preempted"]
+Status = Literal["running", "finished", "failed", "preempted"]
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def begin(folder: Path, experiment: str, seed: int, argv: list[str], devices: in
         schema=SCHEMA,
         id=f"{experiment}-{folder.name}",
         experiment=experiment,
-        status="created",
+        status="running",
         created=time.time(),
         seed=seed,
         argv=argv,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
+import copy
 from pathlib import Path
 from typing import Any
 
-from mlplatform.errors import RunError
+from mlplatform.errors import RunError, listing
 from mlplatform.registry import validate
 from mlplatform.runs import record
-from mlplatform.runs.export import read_config
-from mlplatform.runs.launch import start, write_config
+from mlplatform.runs.config_file import check_complete, leaves, masked_paths, put, read_config, read_shown, write_config
+from mlplatform.runs.folder import held
+from mlplatform.runs.launch import start
 
 CHANGEABLE = (
     "trainer.max",
@@ -31,45 +32,43 @@ def resume(folder: Path, changes: dict[str, Any]) -> record.Status:
     """Go on with a run from its newest whole checkpoint.
 
     Args:
-        changes: dotted keys of the config to change; only those of `CHANGEABLE`.
+        changes: dotted keys of the config to change; only those of `CHANGEABLE`, and masked values that this machine
+            does not have.
 
     Raises:
         RunError: the run is finished or still running, or a change would make it another run.
+        SpecError: a changed value that can't be.
     """
     known = record.read(folder)
-    if refused := [key for key in changes if key not in CHANGEABLE]:
-        raise RunError(
-            f"{refused[0]}: a resumed run may change {', '.join(CHANGEABLE)} only; start a new run with "
-            f"init_from={folder} for anything else"
-        )
+    before = read_config(folder)
+    config, given = _changed(folder, before, changes)
     if known["status"] == "finished" and "trainer.max" not in changes:
         raise RunError(f"{folder}: this run is finished; a longer one: mlplatform resume {folder} trainer.max=...")
-    if known["status"] == "running" and _alive(known):
-        raise RunError(f"{folder}: this run is still running (process {known['pid']})")
-    if changes:
-        config = read_config(folder)
-        before = read_config(folder)
-        for key, value in changes.items():
-            node = config
-            *parts, last = key.split(".")
-            for part in parts:
-                node = node[part]
-            node[last] = value
-        validate(config, "run")
+    with held(folder):
         if config != before:
-            write_config(folder, config, known.get("from_environment") or ())
-            record.update(folder, changes=[*known.get("changes", []), changes])
+            hidden = masked_paths(read_shown(folder))
+            write_config(folder, config, hidden)
+            told = {path: value for path, value in given.items() if path not in hidden}
+            record.update(folder, changes=[*known.get("changes", []), told])
+        record.update(folder, status="running")
     return start(folder)
 
 
-def _alive(known: dict[str, Any]) -> bool:
-    import socket
-
-    if known.get("host") != socket.gethostname() or not known.get("pid") or known["pid"] == os.getpid():
-        return False
-    try:
-        os.kill(known["pid"], 0)
-    except (OSError, ValueError):
-        return False
-    command = Path(f"/proc/{known['pid']}/cmdline")
-    return not command.is_file() or b"mlplatform" in command.read_bytes()
+def _changed(folder: Path, before: dict[str, Any], changes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the config with the changes, and those that do change something. Raises RunError for refused ones."""
+    now = leaves(before)
+    given = {path: value for path, value in changes.items() if path not in now or now[path] != value}
+    allowed = {*CHANGEABLE, *masked_paths(before)}
+    if refused := [path for path in given if path not in allowed]:
+        shown = leaves(read_shown(folder))
+        differences = listing(f"{path}={given[path]!r} (the run has {shown.get(path)!r})" for path in refused)
+        raise RunError(
+            f"{differences}: that would be another run. A resumed run may change {', '.join(CHANGEABLE)}; "
+            f"for anything else start a new one: mlplatform train init_from={folder} ..."
+        )
+    config = copy.deepcopy(before)
+    for path, value in given.items():
+        put(config, path, value)
+    check_complete(folder, config)
+    validate(config, "run")
+    return config, given

@@ -14,37 +14,51 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from mlplatform.errors import RunError
 from mlplatform.runs import metrics, record
-from mlplatform.runs.launch import prepare
+from mlplatform.runs.config_file import read_config
+from mlplatform.runs.launch import prepare, run_ranks
+from mlplatform.runs.worker import Watch, run
 from mlplatform.training.checkpoints import newest_whole, step_of
 
 BATCHES = "batches.jsonl"
 TENSORS = ("model.safetensors", "optimizer.safetensors", "ema.safetensors")
-SIGKILLED = -signal.SIGKILL
+SAID = "output.txt"
 
 
 def verify_resume(
-    config: dict[str, Any], *, argv: list[str], steps: int = 12, say: Callable[[str], None] = print
+    config: dict[str, Any],
+    *,
+    argv: list[str],
+    from_environment: Iterable[str] = (),
+    steps: int = 12,
+    say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Run the proof and return what was found; it is kept in the undisturbed run's record as `verify_resume`.
 
     Args:
         config: a composed run; its length and intervals are shortened to `steps`, everything else stays.
+        argv, from_environment: as for `launch.prepare`.
 
     Raises:
         RunError: a run ended otherwise than it should.
     """
     short = shortened(config, steps)
-    whole = _launch(short, argv, kill="")
+
+    def begun(kill: str) -> Path:
+        folder, _ = prepare(short, overrides=[], argv=argv, from_environment=from_environment)
+        _work(folder, kill)
+        return folder
+
+    whole = begun("")
     say(f"undisturbed: {whole}, {steps} steps")
     found: dict[str, Any] = {"steps": steps, "undisturbed": str(whole), "equal": True}
-    for name, kill in (("killed after a step", f"step:{steps // 2 + 1}"), ("killed inside a save", "save:2")):
-        folder = _launch(short, argv, kill=kill)
+    for name, kill in (("killed after a step", f"step:{steps // 2 + 2}"), ("killed inside a save", "save:2")):
+        folder = begun(kill)
         at = step_of(newest_whole(folder / "checkpoints")[0] or folder)
         _work(folder, "")
         differences = compare(whole, folder)
@@ -102,35 +116,62 @@ def losses_of(folder: Path) -> dict[int, list[float]]:
     return found
 
 
-def _launch(config: dict[str, Any], argv: list[str], kill: str) -> Path:
-    folder, _ = prepare(config, overrides=[], argv=argv)
-    _work(folder, kill)
-    return folder
-
-
 def _work(folder: Path, kill: str) -> None:
-    """Run a folder in a process of its own, which kills itself as told."""
-    command = [sys.executable, "-m", "mlplatform.runs.verify_resume", str(folder), kill]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != (SIGKILLED if kill else 0):
-        last = (done.stderr or done.stdout).strip().splitlines()[-1:]
-        raise RunError(f"{folder}: ended with exit code {done.returncode}: {' '.join(last)}")
+    """Run a folder in processes of their own; rank 0 kills itself as told."""
+    module = ["mlplatform.runs.verify_resume", str(folder), kill]
+    devices = read_config(folder)["trainer"].get("devices", 1)
+    with (folder / SAID).open("ab") as said:
+        if devices > 1:
+            code = run_ranks(folder, devices, module, said)
+            died = kill and code != 0
+        else:
+            code = subprocess.run([sys.executable, "-m", *module], stdout=said, stderr=said).returncode
+            died = kill and code == -signal.SIGKILL
+    if not died and (kill or code):
+        last = (folder / SAID).read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+        raise RunError(f"{folder}: ended with exit code {code}: {' '.join(last)}")
 
 
-class Watched:
-    """A run's data, with a hash of every step's inputs written down."""
+class Killer(Watch):
+    """Writes a hash of every step's inputs down, and kills the process after a step, or inside the n-th save.
 
-    def __init__(self, data: Any, folder: Path) -> None:
-        self.data, self.path = data, folder / BATCHES
+    Args:
+        kill: `step:7`, `save:2` or nothing.
+    """
+
+    def __init__(self, folder: Path, kill: str) -> None:
+        self.path = folder / BATCHES
+        self.at, _, number = kill.partition(":")
+        self.number, self.saves = int(number or 0), 0
+
+    def batches(self, data: Any) -> Any:
+        return _Data(data, self.path) if int(os.environ.get("RANK", 0)) == 0 else data
+
+    def logged(self, step: int) -> None:
+        if self.at == "step" and step >= self.number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def saving(self, checkpoint: Path) -> None:
+        self.saves += 1
+        if self.at == "save" and self.saves == self.number:
+            (checkpoint / "model.safetensors").write_bytes(b"cut short")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class _Data:
+    """A run's data whose train loader is watched."""
+
+    def __init__(self, data: Any, path: Path) -> None:
+        self.data, self.path = data, path
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.data, name)
 
     def train_dataloader(self) -> Any:
-        return WatchedLoader(self.data.train_dataloader(), self.data.shape.sequences, self.path)
+        return _Loader(self.data.train_dataloader(), self.data.shape.sequences, self.path)
 
 
-class WatchedLoader:
+class _Loader:
     """A train loader that writes down what it gives."""
 
     def __init__(self, loader: Any, sequences: int, path: Path) -> None:
@@ -157,38 +198,15 @@ class WatchedLoader:
         self.loader.load_state_dict(state)
 
 
-class Killer:
-    """A recorder that kills the process after a step's metrics were kept, or inside the n-th save."""
-
-    def __init__(self, recorder: Any, kill: str) -> None:
-        self.recorder = recorder
-        self.at, _, number = kill.partition(":")
-        self.number, self.saves = int(number or 0), 0
-
-    def log(self, step: int, values: dict[str, float]) -> None:
-        self.recorder.log(step, values)
-        if self.at == "step" and step >= self.number:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def saving(self, checkpoint: Path) -> None:
-        """Called when a checkpoint's tensors are written and the checkpoint is not yet in place."""
-        self.saves += 1
-        if self.at == "save" and self.saves == self.number:
-            (checkpoint / "model.safetensors").write_bytes(b"cut short")
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def main(argv: list[str]) -> None:
-    """`python -m mlplatform.runs.verify_resume FOLDER [step:N | save:N]`: what each of the runs is, in its process."""
-    from mlplatform.runs.worker import run
-
+    """`python -m mlplatform.runs.verify_resume FOLDER KILL`: what each of the runs is, in its processes."""
     folder = Path(argv[0])
-    run(folder, data=lambda data: Watched(data, folder), recorder=lambda own: Killer(own, argv[1]))
+    run(folder, watch=Killer(folder, argv[1]))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from mlplatform.registry import Spec
+
 
 def count(number: float) -> str:
     """Return `3.4M`, `8.0B`, `950`."""
@@ -14,9 +16,11 @@ def count(number: float) -> str:
     return f"{number:.0f}"
 
 
-def banner(folder: Path, parameters: int, config: dict[str, Any], data: dict[str, Any], resumed: int) -> list[str]:
-    """Return the lines a run starts with."""
-    trunk, batch, trainer = config["model"].get("trunk", {}), config["batch"], config["trainer"]
+def banner(folder: Path, record: dict[str, Any], config: dict[str, Any], resumed: int) -> list[str]:
+    """Return the lines a run starts with: where it goes, model, data, how it trains."""
+    trunk = config["model"].get("trunk", {})
+    batch, trainer = Spec(config["batch"], "batch", "batch"), Spec(config["trainer"], "trainer", "trainer")
+    data, parameters = record["data"], record["parameters"]
     train = data["train"]
     shape = f", dim {trunk['dim']}, {trunk['depth']} layers" if "dim" in trunk else ""
     name = (config["model"].get("hf") or {}).get("model_type") or config["model"]["kind"]
@@ -25,8 +29,8 @@ def banner(folder: Path, parameters: int, config: dict[str, Any], data: dict[str
         f"model  {name}, {count(parameters)} parameters{shape}; task {config['task']['kind']}",
         f"data   {train['documents']} documents, {count(train['tokens'])} tokens, vocabulary {data['vocabulary']}; "
         f"{batch['sequences']} x {batch['length']} tokens a step",
-        f"train  {trainer['max']}, {trainer.get('precision', 'fp32')}, {config['optimizer'].get('kind', 'target')}, "
-        f"strategy {config['strategy']['kind']} on {trainer.get('devices', 1)} device(s), seed {config.get('seed', 0)}",
+        f"train  {trainer['max']}, {trainer['precision']}, {config['optimizer'].get('kind', 'target')}, "
+        f"strategy {config['strategy']['kind']} on {trainer['devices']} device(s), seed {config.get('seed', 0)}",
     ]
     return lines
 
@@ -47,6 +51,11 @@ def summary(folder: Path, record: dict[str, Any], sample: str | None) -> list[st
         lines.append(f"validation  {figures}" + (f"   (best loss at step {best['step']})" if best else ""))
     if sample:
         shown = sample.strip("\n").splitlines()
-        lines += ["sample", *(f"  | {line}" for line in shown[:12])]
+        lines += ["sample", *(f"  | {_printable(line)}" for line in shown[:12])]
     lines.append(f"run folder  {folder}")
     return lines
+
+
+def _printable(line: str) -> str:
+    """Return a line without characters that would drive the terminal; an untrained model writes any byte."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line)

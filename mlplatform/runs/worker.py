@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
-import logging
 import os
+import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -18,47 +21,45 @@ from mlplatform.generation.generate import generate
 from mlplatform.interop import config_json
 from mlplatform.registry import Spec, use_plugins
 from mlplatform.runs import metrics, record
+from mlplatform.runs.config_file import check_complete, read_config, read_shown, secrets_of
 from mlplatform.runs.experiment import Experiment
-from mlplatform.runs.export import CONFIG, read_config
-from mlplatform.runs.secrets import masked
+from mlplatform.runs.folder import VARIABLE, held, spared
+from mlplatform.runs.screen import Screen
+from mlplatform.runs.secrets import Scrubber
+from mlplatform.runs.stopping import handling
 from mlplatform.runs.trackers import Recorders
 from mlplatform.runs.words import banner, summary
 from mlplatform.training.checkpoints import newest_whole, step_of
 from mlplatform.training.engine import Result, fit
-from mlplatform.training.progress import Display, Quiet, display
+from mlplatform.training.progress import display
 from mlplatform.training.strategies import Place
 
 SAMPLE_TOKENS = 120
 
 
-class Kept:
-    """A display whose spoken lines also go to the run's log.txt, with plain progress lines once in a while."""
-
-    def __init__(self, shown: Display, path: Path) -> None:
-        self.shown, self.path = shown, path
-        self.file = path.open("a", encoding="utf-8")
-
-    def step(self, step: int, done: float, values: dict[str, float]) -> None:
-        """Show a step."""
-        self.shown.step(step, done, values)
-
-    def say(self, line: str) -> None:
-        """Show a line and keep it."""
-        self.shown.say(line)
-        self.file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
-        self.file.flush()
-
-    def close(self) -> None:
-        """End the display."""
-        self.shown.close()
+class Terminated(BaseException):
+    """SIGTERM came outside the training loop."""
 
 
-def run(folder: Path, experiment: Experiment | None = None, data: Any = None, recorder: Any = None) -> record.Status:
+class Watch:
+    """Looks on while a run trains; verify-resume has one of its own."""
+
+    def batches(self, data: Any) -> Any:
+        """Return what gives the batches, in place of `data`."""
+        return data
+
+    def logged(self, step: int) -> None:
+        """The metrics of a step are kept."""
+
+    def saving(self, checkpoint: Path) -> None:
+        """A checkpoint is written and not yet in place."""
+
+
+def run(folder: Path, experiment: Experiment | None = None, watch: Watch | None = None) -> record.Status:
     """Train the run of a folder, from its newest whole checkpoint where it has one.
 
     Args:
         experiment: the run already built and prepared by whoever made the folder; None reads the folder.
-        data, recorder: stand in for the run's own (verify-resume watches through them).
 
     Returns:
         How it ended: `finished` or `preempted`.
@@ -66,56 +67,59 @@ def run(folder: Path, experiment: Experiment | None = None, data: Any = None, re
     Raises:
         PlatformError: the status is `failed` then, and error.txt says why.
     """
+    watch = watch or Watch()
+    if int(os.environ.get("RANK", 0)) > 0:
+        return _train(folder, experiment, None, watch)
+    scrub = Scrubber(secrets_of(folder).values())
+    with held(folder), spared(folder) as make_room:
+        if record.read(folder)["status"] == "finished":
+            raise RunError(f"{folder}: this run is finished, and a finished run is never written into")
+        try:
+            screen = Screen(display(), folder / "log.txt", scrub)
+            with handling(_terminate, signal.SIGTERM), screen.warnings(), _full_disk_said(folder):
+                return _train(folder, experiment, screen, watch)
+        except (Terminated, KeyboardInterrupt) as stop:  # before the first step or after the last one
+            record.update(folder, status="preempted", ended=time.time())
+            if isinstance(stop, KeyboardInterrupt):
+                raise
+            return "preempted"
+        except BaseException as error:
+            make_room()
+            _failed(folder, error, scrub)
+            raise
+
+
+def _train(folder: Path, experiment: Experiment | None, screen: Screen | None, watch: Watch) -> record.Status:
     config = read_config(folder)
-    use_plugins(config.get("plugins") or [])
     if experiment is None:
+        check_complete(folder, config)
+        use_plugins(config.get("plugins") or [])
         experiment = Spec.of(config, "run").build()
     assert experiment is not None
     place = Place.find(experiment.trainer.build().accelerator, experiment.trainer["devices"])
-    first = place.rank == 0
-    screen = Kept(display() if first else Quiet(), folder / "log.txt") if first else None
-    try:
-        return _train(folder, config, experiment, place, screen, data, recorder)
-    except BaseException as error:
-        if first:
-            _failed(folder, error)
-        raise
-
-
-def _train(
-    folder: Path,
-    config: dict[str, Any],
-    experiment: Experiment,
-    place: Place,
-    screen: Kept | None,
-    data: Any,
-    recorder: Any,
-) -> record.Status:
-    if screen is not None:
-        logging.getLogger("mlplatform").addHandler(_Say(screen))
     batches = experiment.prepare(place)
     checkpoint, notes = newest_whole(folder / "checkpoints")
-    step = step_of(checkpoint) if checkpoint else 0
+    if checkpoint is not None:
+        _check_data(folder, batches.record())
     task = experiment.task.build(model=experiment.build_model())
-    shown, _ = masked(config)
-    trackers = Recorders(metrics.Metrics(folder), [], print)
+    kept = Recorders(metrics.Metrics(folder), [], print)
     if screen is not None:
-        for line in notes:
-            screen.say(line)
-        metrics.cut(folder, step)
-        sessions = [*record.read(folder).get("sessions", []), {"start": time.time(), "from_step": step}]
-        record.update(folder, status="running", sessions=sessions, pid=os.getpid(), data=batches.record())
-        parameters = sum(p.numel() for p in task.model.parameters())
-        for line in banner(folder, parameters, shown, batches.record(), step):
-            screen.say(line)
+        _begin(folder, screen, task.model, batches.record(), step_of(checkpoint) if checkpoint else 0, notes)
         if not (folder / "tokenizer").is_dir():
             experiment.tokens.save(folder / "tokenizer")
-        trackers = Recorders(metrics.Metrics(folder), experiment.trackers(), screen.say)
-        trackers.start(folder, _as_written(folder))
+        kept = Recorders(metrics.Metrics(folder), experiment.trackers(), screen.say)
+        kept.start(folder, read_shown(folder))
+    hugging_face = _hugging_face_config(task.model)
+
+    def complete(checkpoint: Path) -> None:
+        if hugging_face is not None:
+            (checkpoint / "config.json").write_text(hugging_face, encoding="utf-8")
+        watch.saving(checkpoint)
+
     try:
         result = fit(
             task,
-            data(batches) if data else batches,
+            watch.batches(batches),
             trainer=experiment.trainer,
             optimizer=experiment.optimizer,
             schedule=experiment.schedule,
@@ -123,32 +127,60 @@ def _train(
             seed=experiment.seed,
             folder=folder / "checkpoints",
             resume_from=checkpoint,
-            recorder=recorder(trackers) if recorder else trackers,
+            recorder=_Watched(kept, watch),
             show=screen,
-            extra=_hugging_face_config(task.model),
+            extra=complete,
         )
-    except BaseException:
-        trackers.finish("failed")
+        if screen is not None:
+            _end(folder, result, experiment, task.model, screen)
+    except BaseException as error:
+        kept.finish("preempted" if isinstance(error, Terminated | KeyboardInterrupt) else "failed")
         raise
-    if screen is not None:
-        _finished(folder, result, experiment, task.model, screen)
-        trackers.finish(result.status)
+    kept.finish(result.status)
     return result.status
 
 
-def _finished(folder: Path, result: Result, experiment: Experiment, model: torch.nn.Module, screen: Kept) -> None:
-    rows = metrics.read(folder)
+class _Watched:
+    """A recorder that tells the watch after it."""
+
+    def __init__(self, recorder: Recorders, watch: Watch) -> None:
+        self.recorder, self.watch = recorder, watch
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self.recorder.log(step, values)
+        self.watch.logged(step)
+
+
+def _begin(folder: Path, screen: Screen, model: Any, data: dict[str, Any], step: int, notes: list[str]) -> None:
+    """Cut the metrics back to the checkpoint's step, open a session in the record, and say what starts."""
+    for line in notes:
+        screen.say(line)
+    metrics.cut(folder, step)
+    sessions = [*record.read(folder).get("sessions", []), {"start": time.time(), "from_step": step}]
+    record.update(
+        folder,
+        status="running",
+        error=None,
+        sessions=sessions,
+        pid=os.getpid(),
+        data=data,
+        parameters=sum(p.numel() for p in model.parameters()),
+        hardware=[torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        or [f"{os.cpu_count()} CPU cores, torch uses {torch.get_num_threads()}"],
+    )
+    (folder / "error.txt").unlink(missing_ok=True)
+    for line in banner(folder, record.read(folder), read_shown(folder), step):
+        screen.say(line)
+
+
+def _end(folder: Path, result: Result, experiment: Experiment, model: torch.nn.Module, screen: Screen) -> None:
+    """Write down how the session ended, with a sample when the run is done, and say it."""
     metrics.write_table(folder)
-    best = {"step": result.best[0], "validation/loss": result.best[1]} if result.best else None
     sample = None
     if result.status == "finished" and getattr(getattr(model, "head", None), "task", "") == "causal_lm":
-        sample = generate(
-            model, experiment.tokens, experiment.prompt, max_new_tokens=SAMPLE_TOKENS, seed=experiment.seed
-        )
-        (folder / "samples").mkdir(exist_ok=True)
-        (folder / "samples" / f"step={result.steps:08d}.txt").write_text(sample, encoding="utf-8")
-    known = record.read(folder)
-    known["sessions"][-1] |= {"end": time.time(), "to_step": result.steps, "status": result.status}
+        sample = _sample(folder, result.steps, experiment, model, screen)
+    sessions = record.read(folder)["sessions"]
+    sessions[-1] |= {"end": time.time(), "to_step": result.steps, "status": result.status}
     final = record.update(
         folder,
         status=result.status,
@@ -156,57 +188,83 @@ def _finished(folder: Path, result: Result, experiment: Experiment, model: torch
         steps=result.steps,
         tokens=result.tokens,
         seconds=round(result.seconds, 3),
-        best=best,
-        metrics=metrics.last_values(rows),
-        sessions=known["sessions"],
+        best={"step": result.best[0], "validation/loss": result.best[1]} if result.best else None,
+        metrics=metrics.last_values(metrics.read(folder)),
+        sessions=sessions,
     )
     for line in summary(folder, final, sample):
         screen.say(line)
 
 
-def _failed(folder: Path, error: BaseException) -> None:
-    """Say in the record why a run ended; what can't be written any more (a full disk) is left."""
+def _sample(folder: Path, step: int, experiment: Experiment, model: torch.nn.Module, screen: Screen) -> str | None:
+    """Write a text of the model's into samples/; what can't be sampled from is said and is no failure."""
     try:
-        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        (folder / "error.txt").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-        record.update(folder, status="failed", ended=time.time(), error=reason)
-    except (OSError, PlatformError) as second:
-        print(f"error: {folder}: the failure can't be recorded: {second}", file=sys.stderr)
-
-
-def _as_written(folder: Path) -> dict[str, Any]:
-    """Return the config as config.yaml has it: what trackers may see."""
-    import yaml
-
-    return yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-
-
-def _hugging_face_config(model: Any) -> Any:
-    """Return what writes config.json into each checkpoint, where the model's YAML can say one."""
-    hf = model.spec.get("hf") or {}
-    if "weights" not in hf and "parts" not in hf:
+        text = generate(model, experiment.tokens, experiment.prompt, max_new_tokens=SAMPLE_TOKENS, seed=experiment.seed)
+    except PlatformError as error:
+        screen.say(f"no sample: {error}")
         return None
-    text = json.dumps(config_json(model), indent=2) + "\n"
-    return lambda checkpoint: (checkpoint / "config.json").write_text(text, encoding="utf-8")
+    (folder / "samples").mkdir(exist_ok=True)
+    kept = Scrubber(secrets_of(folder).values())(text)
+    (folder / "samples" / f"step={step:08d}.txt").write_text(kept, encoding="utf-8")
+    return text
 
 
-class _Say(logging.Handler):
-    """Sends warnings of the library to the run's screen and log."""
+def _check_data(folder: Path, now: dict[str, Any]) -> None:
+    """Raise RunError when the data are not those the run began with."""
+    before = record.read(folder).get("data") or {}
+    for name in ("fingerprint", "vocabulary", "samples_per_epoch"):
+        if name in before and before[name] != now[name]:
+            told = f"the data changed since the run began: {name} was {before[name]} and is {now[name]}"
+            raise RunError(f"{folder}: {told}; put them back, or start a new run with init_from={folder}")
 
-    def __init__(self, screen: Kept) -> None:
-        super().__init__(logging.WARNING)
-        self.screen = screen
 
-    def emit(self, entry: logging.LogRecord) -> None:
-        self.screen.say(entry.getMessage())
+@contextlib.contextmanager
+def _full_disk_said(folder: Path) -> Any:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        where = error.filename or folder
+        last = newest_whole(folder / "checkpoints")[0]
+        kept = f"resume from {last} when there is room" if last else "no checkpoint was written yet"
+        raise RunError(f"{where}: can't be written: {error.strerror}; {kept}") from None
+
+
+def _terminate(number: int, _: Any) -> NoReturn:
+    raise Terminated(signal.Signals(number).name)
+
+
+def _failed(folder: Path, error: BaseException, scrub: Callable[[str], str]) -> None:
+    """Say in the record why a run ended; what can't be written any more is left."""
+    reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    attempts = (
+        lambda: record.update(folder, status="failed", ended=time.time(), error=scrub(reason)),
+        lambda: (folder / "error.txt").write_text(scrub("".join(traceback.format_exception(error))), encoding="utf-8"),
+        lambda: metrics.write_table(folder),
+    )
+    for attempt in attempts:
+        try:
+            attempt()
+        except (OSError, PlatformError) as second:
+            print(f"error: {folder}: the failure can't be recorded in full: {second}", file=sys.stderr)
+
+
+def _hugging_face_config(model: Any) -> str | None:
+    """Return the config.json of the checkpoints, where the model's YAML can say one."""
+    hf = model.spec.get("hf") or {}
+    return json.dumps(config_json(model), indent=2) + "\n" if "weights" in hf or "parts" in hf else None
 
 
 def main(argv: list[str]) -> int:
-    """`python -m mlplatform.worker RUN_FOLDER`: exit code 0, 2 for a mistake of the user's."""
+    """`python -m mlplatform.worker [RUN_FOLDER]`: exit code 0, 2 for a mistake of the user's.
+
+    Without an argument the folder is the one of the environment variable MLPLATFORM_RUN.
+    """
     try:
-        if len(argv) != 1:
+        if len(argv) > 1 or not (argv or os.environ.get(VARIABLE)):
             raise RunError("python -m mlplatform.worker RUN_FOLDER: give the folder")
-        run(Path(argv[0]))
+        run(Path(argv[0] if argv else os.environ[VARIABLE]))
     except PlatformError as error:
         print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return error.exit_code
