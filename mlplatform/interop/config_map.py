@@ -147,6 +147,8 @@ class ConfigMap:
         for key in _keys(right):
             if key in self.defaults:
                 return _ours(right, self.defaults[key], key)
+        if isinstance(right, Mapping) and "count" in right:
+            return _ours(right, None, right["count"])
         raise CheckpointError(f"config.json has no '{_keys(right)[0]}', which gives {path}")
 
     def _read_exceptions(
@@ -254,7 +256,7 @@ def _keys(right: Any) -> list[str]:
 
 def _ours(right: Any, value: Any, key: str) -> Any:
     if isinstance(right, Mapping) and "count" in right:
-        return len(value) if value is not None else 2
+        return len(value) if value is not None else 2  # HF's default: LABEL_0 and LABEL_1
     if isinstance(right, Mapping) and "values" in right:
         for own, theirs in right["values"].items():
             if theirs == value and type(theirs) is type(value):

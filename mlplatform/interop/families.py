@@ -14,7 +14,7 @@ OWN_TYPE = re.compile(r"^hf:(?:\n(?:[ #].*)?)*?\n  model_type: *['\"]?([\w.-]+)"
 
 
 def families(files: Iterable[Path]) -> dict[str, list[str]]:
-    """Return model_type -> names of the YAMLs that state it themselves (named sizes inherit it), in the files' order."""
+    """Return model_type -> names of the YAMLs that state it themselves (named sizes inherit it), in file order."""
     found: dict[str, list[str]] = {}
     for file in files:
         if match := OWN_TYPE.search(file.read_text(encoding="utf-8")):
