@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mlplatform.errors import SpecError
+
 
 def sample(
     logits: Tensor,
@@ -32,3 +34,13 @@ def sample(
         ordered = ordered.masked_fill(before >= top_p, float("-inf"))
         logits = torch.full_like(logits, float("-inf")).scatter(-1, places, ordered)
     return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+
+
+def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    """Raise SpecError for options that leave nothing to choose from."""
+    if not 0 <= temperature < float("inf"):
+        raise SpecError(f"temperature={temperature}: 0 takes the likeliest token, above 0 is drawn; 0.8 is usual")
+    if top_k is not None and top_k < 1:
+        raise SpecError(f"top_k={top_k}: how many of the likeliest tokens may be drawn, at least 1")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise SpecError(f"top_p={top_p}: the probability the likeliest tokens reach together, above 0 and at most 1")
