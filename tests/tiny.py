@@ -27,16 +27,18 @@ def spec(family: str, *overrides: str) -> dict[str, Any]:
 
 
 def model(family: str, *overrides: str, seed: int = 0) -> nn.Module:
-    """Return a small model whose every parameter is away from zero and one, without dropout."""
+    """Return a small model whose every parameter is away from its initial value, without dropout."""
     return stirred(build(spec(family, *overrides), seed=seed))
 
 
 @torch.no_grad()
 def stirred(module: nn.Module, seed: int = 1) -> nn.Module:
-    """Add noise to every parameter, so that no bias is zero and no norm is one; switch dropout off."""
+    """Set every parameter from a seed, so that no bias is zero and no norm is one; switch dropout off."""
     generator = torch.Generator().manual_seed(seed)
-    for parameter in module.parameters():
-        parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    for name, parameter in module.named_parameters():
+        value = torch.randn(parameter.shape, generator=generator)
+        value *= parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.1
+        parameter.copy_(value + (parameter.ndim == 1 and not name.endswith("bias")))
     return module.eval()
 
 

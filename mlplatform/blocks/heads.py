@@ -271,8 +271,7 @@ class Span(nn.Module):
     def loss(self, x: Tensor, labels: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Labels (batch, 2): the token numbers of the answer's start and end, -100 for an answer outside."""
         out = self.forward(x, context)
-        total, count = cross_entropy_sum(torch.stack((out.start_logits, out.end_logits), 1), labels)
-        return total / 2, count / 2
+        return cross_entropy_sum(torch.stack((out.start_logits, out.end_logits), 1), labels)
 
 
 @block("head/joint")

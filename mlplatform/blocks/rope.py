@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mlplatform.context import Context
+from mlplatform.errors import SpecError
 from mlplatform.registry import Positive, PositiveFloat, Spec, block
 
 
@@ -77,7 +78,7 @@ class Yarn(Scaling):
     """Frequencies interpolated by a ramp between two turn counts, attention rescaled. arXiv:2309.00071
 
     Args:
-        original_length: the length trained on; null means context_length / factor as stated by the file.
+        original_length: the length trained on; null for context_length.
         mscale, mscale_all_dim: DeepSeek's two-sided attention scale; both or neither.
         truncate: whether the ramp's ends are rounded to whole dimensions.
     """
@@ -144,6 +145,9 @@ class Rope(nn.Module):
         super().__init__()
         self.theta, self.interleaved = theta, interleaved
         self.dim = int(head_dim * fraction)
+        if self.dim % 2 or not 2 <= self.dim <= head_dim:
+            given = f"head_dim={head_dim} and fraction={fraction}"
+            raise SpecError(f"{given} turn {self.dim} features; it must be an even number, from 2 to head_dim")
         self.scaling: Scaling | None = scaling.build(context_length=context_length) if scaling else None
         self.key = ("rope", theta, self.dim, interleaved, _freeze(scaling), context_length)
 
