@@ -57,10 +57,14 @@ class Context:
     memory: Tensor | None = None
     memory_padding: Tensor | None = None
     cache: Cache | None = None
+    stated: bool = False
+    """Whether the batch came with `position_ids` of its own."""
     bias: Tensor | None = None
     """Added to every self-attention's scores: (1, heads, queries, keys)."""
     aligned: bool = False
     """Labels stand under the logits that predict them (encoder-decoder); otherwise they are the input itself."""
+    recomputed: bool = False
+    """Whether layers run again in the backward pass, where they have to make what they made before."""
     memo: dict[Any, Any] = field(default_factory=dict)
     """Tables every layer shares within this pass (masks, rotary angles), by a key that holds their settings."""
 
@@ -73,4 +77,5 @@ class Context:
             positions = torch.arange(past, past + length, device=device)[None]
         mask = batch.get("attention_mask")
         padding = None if mask is None else mask.bool()
-        return cls(positions, padding, batch.get("document_ids"), batch.get("input_ids"), cache=cache)
+        documents, tokens = batch.get("document_ids"), batch.get("input_ids")
+        return cls(positions, padding, documents, tokens, cache=cache, stated=batch.get("position_ids") is not None)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlplatform.blocks.masks import attention_mask, memory_mask
+from mlplatform.blocks.masks import attention_mask, memory_mask, merged_mask
 from mlplatform.context import Context
 from mlplatform.errors import SpecError
 from mlplatform.registry import Fraction, Positive, PositiveFloat, Spec, block
@@ -59,10 +59,13 @@ class Attention(Heads):
         kv_heads: number of key and value heads; a divisor of heads, null for as many.
         head_dim: features per head; null for dim / heads.
         mask: `causal` (each token sees itself and earlier ones) or `full`.
-        window: how many keys a token sees at most, itself included; HF's `sliding_window`.
+        window: how many keys a token sees at most, itself included; HF's `sliding_window`. With `mask: full` they lie
+            around it, the odd one after it.
         bias: true for all four projections, or the letters of those that have one (`qkv`, `qvo`).
-        qk_norm: the tower's norm over each head's queries and keys, before the rotation.
+        qk_norm: the tower's norm over each head's queries and keys, before the rotation; `whole` for one over all
+            heads together (OLMo 2).
         scale: factor on the scores; null for head_dim ** -0.5.
+        softcap: scores become softcap * tanh(scores / softcap) (Gemma 2, T5Gemma). arXiv:2408.00118
         dropout: share of the attention weights set to zero in training.
         gate: what comes out is multiplied by sigmoid(gate(x)) before the output projection. arXiv:2505.06708
         temperature: a factor on the queries that depends on the position.
@@ -80,28 +83,31 @@ class Attention(Heads):
         mask: Literal["causal", "full"] = "causal",
         window: Positive | None = None,
         bias: bool | Literal["qkv", "qvo"] = False,
-        qk_norm: bool = False,
+        qk_norm: bool | Literal["whole"] = False,
         rope: Annotated[Spec, "rope"] | None = None,
         scale: PositiveFloat | None = None,
+        softcap: PositiveFloat | None = None,
         dropout: Fraction = 0.0,
         gate: bool = False,
         temperature: Annotated[Spec, "temperature"] | None = None,
     ) -> None:
         super().__init__(dim, heads, kv_heads or heads, head_dim, bias)
         self.causal = mask == "causal"
-        self.window = None if window is None else (window - 1, 0 if self.causal else window - 1)
-        self.scale, self.dropout = scale, dropout
-        self.q_norm = tower_norm.build(dim=self.head_dim) if qk_norm else None
-        self.k_norm = tower_norm.build(dim=self.head_dim) if qk_norm else None
+        self.window = None
+        if window is not None:
+            self.window = (window - 1, 0) if self.causal else ((window - 1) // 2, window // 2)
+        self.scale, self.softcap, self.dropout = scale, softcap, dropout
+        self.whole = qk_norm == "whole"
+        widths = (self.q.out_features, self.k.out_features) if self.whole else (self.head_dim, self.head_dim)
+        self.q_norm = tower_norm.build(dim=widths[0]) if qk_norm else None
+        self.k_norm = tower_norm.build(dim=widths[1]) if qk_norm else None
         self.rope = rope.build(head_dim=self.head_dim, context_length=context_length) if rope else None
         self.gate = nn.Linear(dim, heads * self.head_dim, bias=False) if gate else None
         self.temperature = temperature.build() if temperature else None
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """(batch, length, dim) -> (batch, length, dim)"""
-        q, k, v = self.split(self.q(x)), self.split(self.k(x)), self.split(self.v(x))
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = self.queries(x), self.keys(x), self.split(self.v(x))
         if self.rope is not None:
             q, k = self.rope(q, k, context)
         if self.temperature is not None:
@@ -109,19 +115,77 @@ class Attention(Heads):
         if context.cache is not None:
             k, v = context.cache.extend(self, k, v)
         mask, causal = attention_mask(context, q.shape[2], k.shape[2], q.dtype, causal=self.causal, window=self.window)
-        mixed = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=causal,
-            scale=self.scale,
-            enable_gqa=self.kv_heads != self.heads,
+        return self.finish(x, self.mix(q, k, v, mask, causal))
+
+    def queries(self, x: Tensor) -> Tensor:
+        """(batch, length, dim) -> (batch, heads, length, head_dim), normed"""
+        return self._normed(self.q(x), self.q_norm)
+
+    def keys(self, x: Tensor) -> Tensor:
+        """(batch, length, dim) -> (batch, kv heads, length, head_dim), normed"""
+        return self._normed(self.k(x), self.k_norm)
+
+    def _normed(self, projected: Tensor, norm: nn.Module | None) -> Tensor:
+        if norm is None:
+            return self.split(projected)
+        return self.split(norm(projected)) if self.whole else norm(self.split(projected))
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+        """Return the values weighed by the scores: (batch, heads, queries, head_dim)."""
+        dropout = self.dropout if self.training else 0.0
+        grouped = self.kv_heads != self.heads
+        if self.softcap is not None:
+            return capped_attention(q, k, v, mask, causal, self.scale, self.softcap, dropout)
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=self.scale, enable_gqa=grouped
         )
+
+    def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """Gate what was mixed, if there is a gate, and project it to (batch, length, dim)."""
         if self.gate is None:
             return self.join(mixed)
         return self.out(mixed.transpose(1, 2).flatten(2) * torch.sigmoid(self.gate(x)))
+
+
+def capped_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None, cap: float, dropout: float
+) -> Tensor:
+    """Scaled dot-product attention whose scores are cap * tanh(scores / cap) before the mask."""
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    scores = cap * torch.tanh(scores / cap)
+    if causal:
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(later, float("-inf"))
+    if mask is not None:
+        scores = scores + mask
+    weights = scores.softmax(-1, dtype=torch.float32).to(q.dtype)
+    return F.dropout(weights, dropout) @ v
+
+
+@block("attention/merged_attention")
+class MergedAttention(Attention):
+    """Self- and cross-attention in one softmax over [own keys; the encoder's keys] (T5Gemma 2). arXiv:2512.14856
+
+    Both kinds of keys and values come from the same projections; the encoder's are not rotated and no window hides
+    them. Fields as in `attention`.
+    """
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """(batch, length, dim) -> (batch, length, dim); memory is (batch, memory length, dim)"""
+        memory = context.memory
+        if memory is None or memory.shape[-1] != x.shape[-1]:
+            given = "none" if memory is None else f"one of width {memory.shape[-1]}"
+            raise SpecError(f"merged_attention needs the output of an encoder of width {x.shape[-1]}, not {given}")
+        q, k, v = self.queries(x), self.keys(x), self.split(self.v(x))
+        if self.rope is not None:
+            q, k = self.rope(q, k, context)
+        if context.cache is not None:
+            k, v = context.cache.extend(self, k, v)
+        mask = merged_mask(context, q.shape[2], k.shape[2], q.dtype, causal=self.causal, window=self.window)
+        k, v = torch.cat((k, self.keys(memory)), 2), torch.cat((v, self.split(self.v(memory))), 2)
+        return self.finish(x, self.mix(q, k, v, mask, causal=False))
 
 
 @block("attention/cross_attention")

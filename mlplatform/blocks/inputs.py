@@ -21,19 +21,17 @@ class TokenInput(nn.Module):
     segments: nn.Embedding | None
     norm: nn.Module | None
     dropout: nn.Dropout
-    scale: float
+    scale: float = 1.0
+    scale_given: bool = False
 
-    def __init__(
-        self, dim: int, tower_norm: Spec, context_length: int, positions: Spec | None, scale: float | str, norm: bool
-    ) -> None:
+    def __init__(self, dim: int, tower_norm: Spec, context_length: int, positions: Spec | None, norm: bool) -> None:
         super().__init__()
         self.positions = positions.build(dim=dim, context_length=context_length) if positions else None
         self.segments = None
-        self.scale = math.sqrt(dim) if scale == "sqrt_dim" else float(scale)
         self.norm = tower_norm.build(dim=dim) if norm else None
 
     def rows(self, tokens: Tensor) -> Tensor:
-        """Return the table's rows (batch, length, dim) of token numbers (batch, length)."""
+        """Return the scaled rows (batch, length, dim) of token numbers (batch, length)."""
         raise NotImplementedError
 
     def size(self, batch: Mapping[str, Tensor]) -> tuple[int, torch.device]:
@@ -48,7 +46,8 @@ class TokenInput(nn.Module):
         x = batch.get("inputs_embeds")
         if x is None:
             x = self.rows(batch["input_ids"])
-            x = x if self.scale == 1.0 else x * self.scale
+        elif self.scale_given:
+            x = x * self.scale
         if self.segments is not None:
             kinds = batch.get("token_type_ids")
             x = x + (self.segments.weight[0] if kinds is None else self.segments(kinds))
@@ -67,6 +66,7 @@ class Tokens(TokenInput):
         vocab: rows of the table; HF's `vocab_size`.
         segments: rows of the segment table; HF's `type_vocab_size`; 0 for none.
         scale: factor on the token rows; `sqrt_dim` for sqrt(dim).
+        scale_given: the factor is on `inputs_embeds` too (Gemma, AFMoE, Granite); else they are taken as they are.
         norm: the tower's norm after the sum.
     """
 
@@ -80,43 +80,80 @@ class Tokens(TokenInput):
         positions: Annotated[Spec, "positions"] | None = None,
         segments: Natural = 0,
         scale: PositiveFloat | Literal["sqrt_dim"] = 1.0,
+        scale_given: bool = False,
         norm: bool = False,
         dropout: Fraction = 0.0,
     ) -> None:
-        super().__init__(dim, tower_norm, context_length, positions, scale, norm)
+        super().__init__(dim, tower_norm, context_length, positions, norm)
         self.table = nn.Embedding(vocab, dim)
         self.segments = nn.Embedding(segments, dim) if segments else None
+        self.scale, self.scale_given = math.sqrt(dim) if scale == "sqrt_dim" else float(scale), scale_given
         self.dropout = nn.Dropout(dropout)
 
     def rows(self, tokens: Tensor) -> Tensor:
-        return self.table(tokens)
+        rows = self.table(tokens)
+        return rows if self.scale == 1.0 else rows * self.scale
 
 
-@block("input/shared_tokens")
-class SharedTokens(TokenInput):
-    """Tokens by another tower's table: the decoder of an encoder-decoder (T5, BART). Fields as in `tokens`."""
+@block("input/tokens_one_apart")
+class TokensOneApart(Tokens):
+    """Tokens, one of which has a vector of its own beside the table, unscaled: Gemma's end of an image.
+
+    Args:
+        apart: the number of that token; HF's `eoi_token_index`. The other fields are as in `tokens`.
+    """
 
     def __init__(
         self,
         dim: int,
         tower_norm: Spec,
         context_length: int,
-        table: nn.Module | None,
+        *,
+        vocab: Positive,
+        apart: Natural,
+        scale: PositiveFloat | Literal["sqrt_dim"] = 1.0,
+        dropout: Fraction = 0.0,
+    ) -> None:
+        super().__init__(dim, tower_norm, context_length, vocab=vocab, scale=scale, dropout=dropout)
+        if apart >= vocab:
+            raise SpecError(f"apart={apart} is no token of vocab={vocab}")
+        self.apart = apart
+        self.special = nn.Parameter(torch.zeros(dim))
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.special)
+
+    def rows(self, tokens: Tensor) -> Tensor:
+        return torch.where((tokens == self.apart)[..., None], self.special, super().rows(tokens))
+
+
+@block("input/shared_tokens")
+class SharedTokens(TokenInput):
+    """Another tower's tokens, by its table and scale: the decoder of an encoder-decoder (T5, BART).
+
+    Fields as in `tokens`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        tower_norm: Spec,
+        context_length: int,
+        shared: nn.Module | None,
         *,
         positions: Annotated[Spec, "positions"] | None = None,
-        scale: PositiveFloat | Literal["sqrt_dim"] = 1.0,
         norm: bool = False,
         dropout: Fraction = 0.0,
     ) -> None:
-        super().__init__(dim, tower_norm, context_length, positions, scale, norm)
-        if table is None:
+        super().__init__(dim, tower_norm, context_length, positions, norm)
+        if not isinstance(shared, TokenInput):
             raise SpecError("shared_tokens needs another tower with a token table")
-        self._table = (table,)  # a tuple, so that the table has one owner and one name
+        self._shared = (shared,)  # a tuple, so that the table has one owner and one name
         self.dropout = nn.Dropout(dropout)
 
     @property
     def table(self) -> nn.Module:
-        return self._table[0]
+        return self._shared[0].table
 
     def rows(self, tokens: Tensor) -> Tensor:
-        return self._table[0](tokens)
+        return self._shared[0].rows(tokens)

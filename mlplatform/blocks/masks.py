@@ -17,7 +17,8 @@ def attention_mask(
     """Return (additive mask or None, whether the plain causal order is all there is).
 
     The mask is (batch or 1, heads or 1, queries, keys): -inf where a query may not look, else 0 or the tower's
-    position bias. It is made once per pass. A query left with no key (padding before a text) sees all of them: an empty row would be NaN.
+    position bias. It is made once per pass. A query left with no key (padding before a text) sees all of them: an
+    empty row would be NaN.
     """
     everything = window is None and context.padding is None and context.documents is None and context.bias is None
     if everything and queries == 1:
@@ -28,7 +29,10 @@ def attention_mask(
     if key not in context.memo:
         allowed = _allowed(context, queries, keys, causal, window)
         seen = torch.zeros((), device=allowed.device) if context.bias is None else context.bias
-        context.memo[key] = seen.to(dtype).where(allowed, float("-inf"))
+        mask = seen.to(dtype).where(allowed, float("-inf"))
+        if mask.requires_grad and context.recomputed:
+            return mask, False
+        context.memo[key] = mask
     return context.memo[key], False
 
 
@@ -40,6 +44,24 @@ def memory_mask(context: Context, dtype: torch.dtype) -> Tensor | None:
     if key not in context.memo:
         allowed = context.memory_padding.bool()[:, None, None, :]
         context.memo[key] = torch.zeros((), dtype=dtype, device=allowed.device).where(allowed, float("-inf"))
+    return context.memo[key]
+
+
+def merged_mask(
+    context: Context, queries: int, keys: int, dtype: torch.dtype, *, causal: bool, window: Window | None
+) -> Tensor:
+    """Return the additive mask (batch or 1, heads or 1, queries, keys + memory length) of own and encoder's keys."""
+    assert context.memory is not None
+    key = ("merged mask", causal, window, queries, keys, dtype)
+    if key not in context.memo:
+        allowed = _allowed(context, queries, keys, causal, window)
+        own = torch.zeros((), dtype=dtype, device=allowed.device).where(allowed, float("-inf"))
+        memory = memory_mask(context, dtype)
+        if memory is None:
+            memory = own.new_zeros(1, 1, 1, context.memory.shape[1])
+        rows = max(own.shape[0], memory.shape[0])
+        own, memory = own.expand(rows, -1, -1, -1), memory.expand(rows, -1, queries, -1)
+        context.memo[key] = torch.cat((own, memory), -1)
     return context.memo[key]
 
 

@@ -56,7 +56,10 @@ class RelativeBuckets(nn.Module):
 
 @block("position_bias/alibi")
 class Alibi(nn.Module):
-    """A penalty that grows with the distance, by a slope of each head's own; nothing is learned. arXiv:2108.12409"""
+    """A penalty that grows with the distance, by a slope of each head's own; nothing is learned. arXiv:2108.12409
+
+    The same before and after a token, where it sees both.
+    """
 
     def __init__(self, heads: int) -> None:
         super().__init__()
@@ -64,9 +67,9 @@ class Alibi(nn.Module):
 
     def forward(self, context: Context, queries: int) -> Tensor:
         """Return (1, heads, queries, keys)."""
-        distance = distances(context, queries)
+        distance = distances(context, queries).abs()
         slopes = torch.tensor(self.slopes(), device=distance.device)
-        return (slopes[:, None, None] * distance)[None]
+        return (-slopes[:, None, None] * distance)[None]
 
     def slopes(self) -> list[float]:
         """Return 2^(-8i/n) for i = 1..n; for other n, those of the power below and every other of the next."""

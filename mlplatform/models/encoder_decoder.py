@@ -40,7 +40,7 @@ class EncoderDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder = encoder.build()
-        self.decoder = decoder.build(memory_dim=self.encoder.dim, table=self.encoder.table)
+        self.decoder = decoder.build(memory_dim=self.encoder.dim, shared=self.encoder.input)
         self.start_token, self.pad_token = start_token, pad_token
         chosen = choose_head(head, heads)
         handed = {"dim": self.decoder.dim, "tower_norm": self.decoder.norm_spec, "table": self.decoder.table}

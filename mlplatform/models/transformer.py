@@ -28,7 +28,7 @@ class Transformer(nn.Module):
     def __init__(
         self,
         memory_dim: int = 0,
-        table: nn.Module | None = None,
+        shared: nn.Module | None = None,
         *,
         dim: Positive,
         depth: Positive,
@@ -43,7 +43,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.dim, self.context_length, self.norm_spec = dim, context_length, norm
         handed: dict[str, Any] = {"dim": dim, "tower_norm": norm, "context_length": context_length}
-        self.input = input.build(**handed, table=table)
+        self.input = input.build(**handed, shared=shared)
         heads = layer.child("attention")["heads"]
         self.position_bias = position_bias.build(heads=heads) if position_bias else None
         specs = expand(layer.data, exceptions, depth)
@@ -69,6 +69,7 @@ class Transformer(nn.Module):
         x = self.input(batch, context)
         if self.position_bias is not None:
             context.bias = self.position_bias(context, x.shape[1])
+        context.recomputed = self.checkpointed and self.training
         for layer in self.layers:
             if states is not None:
                 states.append(x)
@@ -80,6 +81,6 @@ class Transformer(nn.Module):
         return x
 
     def _through(self, layer: nn.Module, x: Tensor, context: Context) -> Tensor:
-        if self.checkpointed and self.training:
+        if context.recomputed:
             return checkpoint(layer, x, context, use_reentrant=False)  # type: ignore[return-value]
         return layer(x, context)
