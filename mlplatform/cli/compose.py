@@ -99,11 +99,10 @@ class Composed:
                 text = f"{text.split(';')[0]}: left over from '{before}'; {advice}, or delete it with ~{path}"
             elif " needs '" in text:
                 text = f"{text}; {advice}"
-        named = [
-            join(path, field) for field in re.findall(r"(\w+)=", text)
-        ]  # "heads=8 is not a multiple of kv_heads=3"
-        found = [self.origins[field][-1] for field in named if field in self.origins]
-        nearest = self.origin(path if path in self.origins else join(holder, "kind"))
+        # "heads=8 is not a multiple of kv_heads=3", "strategy=single runs on one device and trainer.devices=2"
+        named = [key for name in re.findall(r"([\w.]+)=", text) for key in (join(path, name), name)]
+        found = [self.origins[key][-1] for key in named if key in self.origins]
+        nearest = self.origin(path if path in self.origins else join(holder, "kind")) if path else None
         places = dict.fromkeys(origin.words for origin in found or ([nearest] if nearest else []))
         return f"{text} ({'; '.join(places)})" if places else text
 
@@ -206,7 +205,8 @@ def _defaults_list(library: Library, primary: str, overrides: list[Override]) ->
 
 def _lay_files(layers: Layers, library: Library, order: DefaultsList, overrides: list[Override]) -> None:
     """Lay the files in order. A block put in from outside the blocks' folder replaces what is in its place."""
-    swapped = {o.package: f"the command line: {o.input_line}" for o in overrides if o.package}
+    chosen = [o for o in overrides if library.group_exists(o.key_or_group) and not isinstance(o.value(), dict)]
+    words = {o.package or o.key_or_group.replace("/", "."): f"the command line: {o.input_line}" for o in chosen}
     inside = ""
     for default in order.defaults:
         document = library.document(default.config_path or "")
@@ -217,7 +217,7 @@ def _lay_files(layers: Layers, library: Library, order: DefaultsList, overrides:
         if data:
 
             def place(inner: str, name: str = package, file: Document = document) -> str:
-                return swapped[name] if not inner and name in swapped else file.place(inner)
+                return words[name] if not inner and name in words else file.place(inner)
 
             layers.lay(package, data, place, replace=is_block and inside != package)
         inside = package if is_block else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 
 import jsonschema
@@ -24,16 +25,21 @@ def group_of(file: Path) -> str:
     return "run" if file.parent in (places.conf(), places.recipes()) else file.parent.name
 
 
+@cache
+def validator(group: str) -> jsonschema.Draft202012Validator:
+    schema = json_schema(group)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema)
+
+
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: str(file.relative_to(places.share())))
 def test_json_schema_accepts_every_shipped_file(file: Path) -> None:
-    schema = json_schema(group_of(file))
-    jsonschema.Draft202012Validator.check_schema(schema)
-    jsonschema.validate(read(file).data, schema)
+    validator(group_of(file)).validate(read(file).data)
 
 
 @pytest.mark.parametrize("option", Library().options("model"))
 def test_json_schema_accepts_every_composed_model(option: str) -> None:
-    jsonschema.validate(compose_model(option).config, json_schema("model"))
+    validator("model").validate(compose_model(option).config)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +55,7 @@ def test_json_schema_accepts_every_composed_model(option: str) -> None:
 )
 def test_json_schema_refuses_what_the_checker_refuses(wrong: dict) -> None:
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(wrong, json_schema("model"))
+        validator("model").validate(wrong)
 
 
 def test_schemas_are_written_with_the_editors_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
