@@ -1,13 +1,18 @@
 """`hf.config` as data that works in both directions: config.json <-> our spec, strictly.
 
 Left is our path, right the key of theirs (a dotted one within a nested config; a list for several spellings, the first
-present is read and the first is written), or an operator:
+that says something is read and the first is written), or an operator:
 
-    trunk.layer.attention.rope: {rope: true}                                HF's rotary convention (rope_map.py)
     trunk.layer.attention.bias: {key: qkv_bias, values: {qkv: true, false: false}}     ours: theirs
+    trunk.layer.attention.scale: {key: query_pre_attn_scalar, power: -0.5}  ours = theirs ** power
+    trunk.context_length: {key: max_position_embeddings, plus: [-pad_token_id, -1]}    a number or another key, or both
+    trunk.layer.mlp.shared.width: {key: num_shared_experts, times: moe_intermediate_size}
+    trunk.layer.attention.rope: {rope: true}                                HF's rotary convention (rope_map.py)
     head.labels: {count: id2label}                                          as many as theirs has entries
-    trunk.exceptions: {layers: layer_types, kinds: {full_attention: {attention: {rope: null}}}}
-    trunk.exceptions: {first: num_dense_layers, are: {mlp: {...}}}          the first n layers differ
+    trunk.exceptions: {layers: layer_types, kinds: {full_attention: {attention: {rope: null}}}}    (layer_lists.py)
+    trunk.exceptions: {first: num_dense_layers, are: {mlp: {...}}}
+
+Several operators for one path stand in a list. `{encoder,decoder}.dim: d_model` is two rules.
 """
 
 from __future__ import annotations
@@ -18,10 +23,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mlplatform.errors import CheckpointError, SpecError, did_you_mean, listing
-from mlplatform.interop.rope_map import KEYS as ROPE_KEYS
-from mlplatform.interop.rope_map import read_rope, write_rope
+from mlplatform.interop.config_keys import look, nested, remove, unknown
+from mlplatform.interop.config_rules import ABSENT, Count, RopeValue, Value, value_rule
+from mlplatform.interop.layer_lists import LIST_KEYS, LayerRule
 from mlplatform.interop.templates import spread
-from mlplatform.registry import Spec, select
+from mlplatform.registry import Spec
 
 INERT = frozenset(
     """architectures model_type dtype torch_dtype transformers_version _name_or_path auto_map name_or_path
@@ -44,8 +50,8 @@ PLAIN: dict[str, Any] = {
 }
 """Keys of every config.json that do change it, and the one value all our models stand for unless they map the key."""
 
-ABSENT = "absent"
-"""Where `kept` lists the mapped keys a file left to Hugging Face's defaults: they are left out again."""
+
+Rule = Value | Count | RopeValue | LayerRule
 
 
 class ConfigMap:
@@ -54,15 +60,20 @@ class ConfigMap:
     def __init__(self, hf: Mapping[str, Any], head: str | None) -> None:
         self.hf, self.head = hf, head
         own = (hf.get("heads") or {}).get(head) or {}
-        pairs = {**(hf.get("config") or {}), **(own.get("config") or {})}
-        self.pairs = [pair for left, right in pairs.items() for pair in _pairs(left, right)]
+        pairs = [
+            pair
+            for left, right in {**(hf.get("config") or {}), **(own.get("config") or {})}.items()
+            for pair in _pairs(left, right)
+        ]
         self.expect = {**PLAIN, **(hf.get("expect") or {}), **(own.get("expect") or {})}
-        for _, right in self.pairs:  # a key that is mapped is not expected to be plain
-            for key in _keys(right):
-                if key in PLAIN:
-                    self.expect.pop(key, None)
-        self.ignore = {*(hf.get("ignore") or ()), *(own.get("ignore") or ())}
+        self.ignore = [*(hf.get("ignore") or ()), *(own.get("ignore") or ())]
         self.defaults: dict[str, Any] = hf.get("defaults") or {}
+        self.parts: dict[str, Any] = hf.get("parts") or {}
+        ignored = {key for _, right in pairs for key in _plain_keys(right)} | {*self.ignore, *self.expect}
+        self.rules = [_rule(path, right, ignored) for path, right in pairs]
+        self.keys = {key for rule in self.rules for key in rule.keys}
+        for key in self.keys & PLAIN.keys():  # a key that is mapped is not expected to be plain
+            self.expect.pop(key, None)
 
     def read(self, config: Mapping[str, Any], family: Mapping[str, Any]) -> dict[str, Any]:
         """Return the family's spec with the numbers of a config.json.
@@ -74,129 +85,91 @@ class ConfigMap:
         spec = copy.deepcopy(dict(family))
         if self.head is not None:
             spec["head"] = self.head
-        for path, right in self.pairs:
-            if isinstance(right, Mapping) and "rope" in right:
-                rope = self._value(spec, path)
-                if rope is not None:
-                    self._put(spec, path, read_rope(self._filled(config), dict(rope), self._inside_rope()))
-            elif isinstance(right, Mapping) and ("layers" in right or "first" in right):
-                self._read_exceptions(spec, path, right, config)
-            else:
-                self._put(spec, path, self._read_value(path, right, config))
+
+        def find(key: str) -> tuple[bool, Any]:
+            there, value = look(config, key)
+            return (there, value) if there else (key in self.defaults, self.defaults.get(key))
+
+        for rule in self.rules:
+            if not isinstance(rule, LayerRule):
+                old = self._value(spec, rule.path) if isinstance(rule, RopeValue) else None
+                self._put(spec, rule.path, rule.read(find, old))
+        for rule in self.rules:
+            if isinstance(rule, LayerRule):
+                depth, old = self._value(spec, rule.depth_path), self._value(spec, rule.path)
+                self._put(spec, rule.path, rule.read(find, list(old or ()), depth))
         return spec
 
     def write(self, spec: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the config.json of a spec. `kept` holds what a file that was read said beside the mapped keys."""
+        """Return the config.json of a spec. `kept` holds what a file that was read said beside the mapped keys.
+
+        Raises:
+            SpecError: a value Hugging Face's config has no word for, or two values for which it has one number.
+        """
         absent = set(kept.get(ABSENT, ()))
-        config = {key: copy.deepcopy(value) for key, value in kept.items() if key != ABSENT} or _nested(
-            {k: v for k, v in self.expect.items() if k not in PLAIN}
-        )
-        for path, right in self.pairs:
-            value = self._value(spec, path)
-            if isinstance(right, Mapping) and "rope" in right:
-                if value is not None:
-                    config["rope_parameters"] = {**config.get("rope_parameters", {}), **write_rope(value)}
-            elif isinstance(right, Mapping) and ("layers" in right or "first" in right):
-                config.update(self._write_exceptions(spec, value, right))
-            elif isinstance(right, Mapping) and "count" in right:
-                names = config.get(right["count"])
-                if not isinstance(names, Mapping) or len(names) != value:
-                    config[right["count"]] = {str(i): f"LABEL_{i}" for i in range(value)}
-                    config["label2id"] = {f"LABEL_{i}": i for i in range(value)}
-            elif (key := _keys(right)[0]) not in absent or _theirs(right, value) != self.defaults.get(key):
-                _assign(config, key, _theirs(right, value))
-        for _, right in self.pairs:  # a key that repeats the one it falls back on is written as null, as HF has it
-            if isinstance(right, list) and _look(config, right[0]) == _look(config, right[-1]):
-                _assign(config, right[0], None)
+        config = {key: copy.deepcopy(value) for key, value in kept.items() if key != ABSENT}
+        config = config or nested({k: v for k, v in self.expect.items() if k not in PLAIN})
+        said: dict[str, tuple[str, Any]] = {}
+        for rule in sorted((r for r in self.rules if not isinstance(r, LayerRule)), key=lambda rule: rule.needs):
+            value = self._value(spec, rule.path)
+            rule.write(value, config, self.defaults, absent)
+            if isinstance(rule, Value) and len(rule.keys) == 1 and "drop" not in rule.keys[0]:
+                key, theirs = rule.keys[0], look(config, rule.keys[0])
+                if said.setdefault(key, (rule.path, theirs))[1] != theirs:
+                    other = said[key][0]
+                    raise SpecError(
+                        f"{rule.path}={value!r} and {other}={self._value(spec, other)!r} are one number in Hugging "
+                        f"Face's config, '{key}'; make them equal"
+                    )
+        self._write_layers(spec, config, absent)
         return config
 
     def kept(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return the part of a config.json that no rule reads, to be written back as it was."""
-        mapped = {key.split(".")[0] for _, right in self.pairs for key in _keys(right)}
-        mapped -= {right["count"] for _, right in self.pairs if isinstance(right, Mapping) and "count" in right}
-        drop = mapped | {part["config"] for part in (self.hf.get("parts") or {}).values()}
-        found = {key: value for key, value in config.items() if key not in drop}
-        absent = [_keys(right)[0] for _, right in self.pairs if not any(_look(config, key)[0] for key in _keys(right))]
-        return {**found, ABSENT: absent}
+        found = copy.deepcopy(dict(config))
+        for part in self.parts.values():
+            remove(found, part["config"])
+        for rule in self.rules:
+            if isinstance(rule, LayerRule):
+                remove(found, rule.key)
+            else:
+                rule.drop(found)
+        return {**found, ABSENT: sorted(key for key in self.keys if not look(config, key)[0])}
+
+    def _write_layers(self, spec: Mapping[str, Any], config: dict[str, Any], absent: set[str]) -> None:
+        rules = [rule for rule in self.rules if isinstance(rule, LayerRule)]
+        for rule in rules:
+            exceptions = list(self._value(spec, rule.path) or ())
+            rule.write(exceptions, self._value(spec, rule.depth_path), config, self.defaults, absent)
+            for number, item in enumerate(exceptions):
+                if all(other.kind_of(item) is None for other in rules if other.path == rule.path):
+                    raise SpecError(f"{rule.path}.{number}: Hugging Face's config has no word for layers like these")
 
     def _check_known(self, config: Mapping[str, Any]) -> None:
-        known = {key for _, right in self.pairs for key in _keys(right)} | set(self.expect)
-        known |= {key for key in config if any(fnmatch.fnmatchcase(key, pattern) for pattern in self.ignore)}
-        known |= {part["config"] for part in (self.hf.get("parts") or {}).values()}
-        unknown = list(_unknown(config, known, ""))
-        if unknown:
-            key, value = unknown[0]
-            more = f" ({len(unknown)} such keys: {listing(k for k, _ in unknown)})" if len(unknown) > 1 else ""
+        known = {*self.keys, *self.expect, *(part["config"] for part in self.parts.values())}
+
+        def is_known(path: str) -> bool:
+            return (
+                path in known
+                or path.rpartition(".")[2] in INERT
+                or any(fnmatch.fnmatchcase(path, pattern) for pattern in self.ignore)
+            )
+
+        left = list(unknown(config, is_known, {*known, *self.ignore}))
+        if left:
+            key, value = left[0]
+            more = f" ({len(left)} such keys: {listing(k for k, _ in left)})" if len(left) > 1 else ""
             near = did_you_mean(key, known)
             raise CheckpointError(
                 f"config.json says {key}={value!r}, which the YAML of {self.hf.get('model_type')} does not name{near}; "
                 f"add it under hf.config, hf.expect or hf.ignore{more}"
             )
         for key, value in self.expect.items():
-            found, given = _look(config, key)
+            found, given = look(config, key)
             if found and given != value and not (given is None and key in PLAIN):
                 raise CheckpointError(
                     f"config.json says {key}={given!r}; the YAML of {self.hf.get('model_type')} means {value!r} only"
                 )
-
-    def _read_value(self, path: str, right: Any, config: Mapping[str, Any]) -> Any:
-        found = [(key, value) for key in _keys(right) for there, value in [_look(config, key)] if there]
-        if found:  # the first that says something, as HF's own `a if a is not None else b`
-            key, value = next(((k, v) for k, v in found if v is not None), found[0])
-            return _ours(right, value, key)
-        for key in _keys(right):
-            if key in self.defaults:
-                return _ours(right, self.defaults[key], key)
-        if isinstance(right, Mapping) and "count" in right:
-            return _ours(right, None, right["count"])
-        raise CheckpointError(f"config.json has no '{_keys(right)[0]}', which gives {path}")
-
-    def _read_exceptions(
-        self, spec: dict[str, Any], path: str, right: Mapping[str, Any], config: Mapping[str, Any]
-    ) -> None:
-        key = right.get("layers") or right["first"]
-        found, value = _look(config, key)
-        if not found:
-            value = self.defaults.get(key)
-        if value is None:
-            return
-        if "first" in right:
-            items = [{"layers": f":{value}", **right["are"]}] if value else []
-        else:
-            items = []
-            for kind, change in right["kinds"].items():
-                if change and (numbers := [i for i, name in enumerate(value) if name == kind]):
-                    items.append({"layers": numbers, **change})
-            if strange := set(value) - set(right["kinds"]):
-                can = listing(right["kinds"])
-                raise CheckpointError(f"config.json says {key} has {sorted(strange)[0]!r}; the YAML can say {can}")
-        changes = list(right["kinds"].values()) if "kinds" in right else [right["are"]]
-        others = [e for e in self._value(spec, path) or [] if _change(e) not in changes]
-        self._put(spec, path, others + items)
-
-    def _write_exceptions(self, spec: Mapping[str, Any], value: Any, right: Mapping[str, Any]) -> dict[str, Any]:
-        depth = self._value(spec, right.get("depth", "trunk.depth"))
-        if "first" in right:
-            counts = [len(select(e["layers"], depth)) for e in value or () if _change(e) == right["are"]]
-            return {right["first"]: sum(counts)}
-        plain = next(kind for kind, change in right["kinds"].items() if not change)
-        names = [plain] * depth
-        for item in value or ():
-            for kind, change in right["kinds"].items():
-                if change and _change(item) == change:
-                    for number in select(item["layers"], depth):
-                        names[number] = kind
-        return {right["layers"]: names}
-
-    def _inside_rope(self) -> set[str]:
-        keys = (key for _, right in self.pairs for key in _keys(right))
-        return {key.split(".", 1)[1] for key in keys if key.startswith("rope_parameters.")}
-
-    def _filled(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        given = {key: config[key] for key in ROPE_KEYS if config.get(key) is not None}
-        if "rope_parameters" not in given and "rope_theta" not in given:
-            given |= {key: self.defaults[key] for key in ROPE_KEYS if key in self.defaults}
-        return given
 
     def _node(self, spec: Mapping[str, Any], path: str) -> tuple[Any, str]:
         parts = path.split(".")
@@ -232,81 +205,27 @@ def _groups_of(spec: Mapping[str, Any], path: str) -> list[str]:
     return [node.group]
 
 
+def _rule(path: str, right: Any, ignored: set[str]) -> Rule:
+    if isinstance(right, Mapping) and any(word in right for word in LIST_KEYS):
+        return LayerRule(path, right, ignored)
+    return value_rule(path, right, ignored)
+
+
 def _pairs(left: str, right: Any) -> Iterator[tuple[str, Any]]:
+    """Yield (our path, one rule) for what a line of `hf.config` stands for."""
     lefts = spread(left)
     if isinstance(right, str):
-        yield from zip(lefts, spread(right) if len(lefts) > 1 else [right], strict=True)
+        rights = spread(right)
+        yield from zip(lefts, rights if len(rights) > 1 else rights * len(lefts), strict=True)
     else:
+        several = isinstance(right, list) and all(isinstance(item, Mapping) for item in right)
         for own in lefts:
-            yield own, right
+            for item in right if several else [right]:
+                yield own, item
 
 
-def _keys(right: Any) -> list[str]:
-    if isinstance(right, str):
-        return [right]
+def _plain_keys(right: Any) -> list[str]:
+    """Return the keys a rule names that may lie within a rope's parameters."""
     if isinstance(right, Mapping):
-        if "rope" in right:
-            return list(ROPE_KEYS)
-        found = next((right[word] for word in ("key", "count", "layers", "first") if word in right), None)
-        if found is None:
-            raise SpecError(f"hf.config: an operator is one of rope, key, count, layers, first, not {sorted(right)}")
-        return [found] if isinstance(found, str) else list(found)
-    return list(right)
-
-
-def _ours(right: Any, value: Any, key: str) -> Any:
-    if isinstance(right, Mapping) and "count" in right:
-        return len(value) if value is not None else 2  # HF's default: LABEL_0 and LABEL_1
-    if isinstance(right, Mapping) and "values" in right:
-        for own, theirs in right["values"].items():
-            if theirs == value and type(theirs) is type(value):
-                return own
-        can = listing(repr(v) for v in right["values"].values())
-        raise CheckpointError(f"config.json says {key}={value!r}; the YAML can say {can}")
-    return value
-
-
-def _theirs(right: Any, value: Any) -> Any:
-    if isinstance(right, Mapping) and "values" in right:
-        if value not in right["values"]:
-            raise SpecError(f"{value!r} has no counterpart in Hugging Face's '{right['key']}'")
-        return right["values"][value]
-    return value
-
-
-def _look(config: Mapping[str, Any], key: str) -> tuple[bool, Any]:
-    if key in config:
-        return True, config[key]
-    head, _, rest = key.partition(".")
-    inner = config.get(head)
-    return _look(inner, rest) if rest and isinstance(inner, Mapping) else (False, None)
-
-
-def _assign(config: dict[str, Any], key: str, value: Any) -> None:
-    head, _, rest = key.partition(".")
-    if rest:
-        _assign(config.setdefault(head, {}), rest, value)
-    else:
-        config[head] = value
-
-
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in flat.items():
-        _assign(result, key, value)
-    return result
-
-
-def _unknown(config: Mapping[str, Any], known: set[str], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        path = f"{prefix}{key}"
-        if path in known or key in INERT:
-            continue
-        if isinstance(value, Mapping) and any(k.startswith(f"{path}.") for k in known):
-            yield from _unknown(value, known, f"{path}.")
-        else:
-            yield path, value
-
-
-def _change(exception: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in exception.items() if key != "layers"}
+        right = right.get("key", []) if "rope" not in right else []
+    return [right] if isinstance(right, str) else list(right)

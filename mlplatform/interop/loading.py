@@ -160,11 +160,17 @@ def _fill(
                     f"{files.files[piece.theirs[0]]}: '{piece.theirs[0]}' is {list(tensor.shape)}, "
                     f"{name} of this config is {list(shapes[name])}"
                 )
-            kept = tensor.to(device=device, dtype=dtype or tensor.dtype, copy=True).contiguous()
-            if not warned and not torch.isfinite(kept.sum(dtype=torch.float32)) and not torch.isfinite(kept).all():
+            kept = tensor.to(device=device, dtype=dtype or tensor.dtype).contiguous()
+            if not warned and not all_finite(kept):
                 log.warning("%s: '%s' holds NaN or infinite values", files.files[piece.theirs[0]], piece.theirs[0])
                 warned = True
             put(model, name, kept)
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no entry is NaN or infinite. The square sum tells at the memory's speed; it may overflow by itself."""
+    flat = tensor.flatten()
+    return bool(torch.isfinite(flat @ flat)) or bool(torch.isfinite(flat).all())
 
 
 def put(model: nn.Module, name: str, tensor: Tensor) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from mlplatform.errors import CheckpointError, listing
+from mlplatform.interop.config_keys import assign, look
 from mlplatform.interop.config_map import ConfigMap
 from mlplatform.interop.templates import spread
 
@@ -46,7 +47,7 @@ def read_config(config: Mapping[str, Any], family: Mapping[str, Any], head: str 
     hf = family.get("hf") or {}
     spec = ConfigMap(hf, head).read(config, family)
     for name, part in (hf.get("parts") or {}).items():
-        inner = dict(config.get(part["config"]) or {})
+        inner = dict(look(config, part["config"])[1] or {})
         nested = family[name]
         if inner.get("model_type", nested["hf"]["model_type"]) != nested["hf"]["model_type"]:
             nested = {**find(inner), "head": nested.get("head")}
@@ -60,7 +61,7 @@ def write_config(spec: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, 
     hf = spec.get("hf") or {}
     config = ConfigMap(hf, head_name(spec)).write(spec, {k: v for k, v in kept.items() if k != "parts"})
     for name, part in (hf.get("parts") or {}).items():
-        config[part["config"]] = write_config(spec[name], (kept.get("parts") or {}).get(name) or {})
+        assign(config, part["config"], write_config(spec[name], (kept.get("parts") or {}).get(name) or {}))
     config["model_type"] = hf.get("model_type")
     return config
 
@@ -71,7 +72,7 @@ def kept_of(config: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any
     kept = ConfigMap(hf, head_name(spec)).kept(config)
     parts = hf.get("parts") or {}
     if parts:
-        kept["parts"] = {n: kept_of(config.get(p["config"]) or {}, spec[n]) for n, p in parts.items()}
+        kept["parts"] = {n: kept_of(look(config, p["config"])[1] or {}, spec[n]) for n, p in parts.items()}
     return kept
 
 

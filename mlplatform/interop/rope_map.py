@@ -43,30 +43,30 @@ def read_rope(theirs: Mapping[str, Any], rope: dict[str, Any], elsewhere: set[st
         elsewhere: keys within `rope_parameters` that other rules read.
     """
     parameters = dict(theirs.get("rope_parameters") or {})
-    parameters |= {k: v for k, v in (theirs.get("rope_scaling") or {}).items() if k != "type"}
-    if "type" in (theirs.get("rope_scaling") or {}):
-        parameters.setdefault("rope_type", theirs["rope_scaling"]["type"])
+    parameters |= theirs.get("rope_scaling") or {}
+    kind = parameters.pop("rope_type", None) or parameters.get("type") or "default"
+    parameters.pop("type", None)  # the older word for it; some files have both
     for key in ("rope_theta", "partial_rotary_factor"):
         if theirs.get(key) is not None:
             parameters.setdefault(key, theirs[key])
-    kind = parameters.pop("rope_type", "default") or "default"
+    parameters = {key: value for key, value in parameters.items() if value is not None}
     result = dict(rope)
     if "rope_theta" in parameters:
         result["theta"] = float(parameters.pop("rope_theta"))
     if (fraction := parameters.pop("partial_rotary_factor", None)) is not None:
         result["fraction"] = fraction
-    parameters = {k: v for k, v in parameters.items() if k not in elsewhere and v is not None}
     if kind == "default":
         result["scaling"] = None
-        known: dict[str, str] = {}
     elif kind in FIELDS:
-        known = FIELDS[kind]
-        result["scaling"] = {"kind": kind, **{o: parameters.pop(t) for o, t in known.items() if t in parameters}}
+        fields = {ours: parameters[key] for ours, key in FIELDS[kind].items() if key in parameters}
+        result["scaling"] = {"kind": kind, **fields}
+        parameters = {key: value for key, value in parameters.items() if key not in FIELDS[kind].values()}
     else:
         can = listing(["default", *FIELDS])
         raise CheckpointError(
             f"config.json says rope_type={kind!r}{did_you_mean(kind, FIELDS)}; the YAML can say {can}"
         )
+    parameters = {key: value for key, value in parameters.items() if key not in elsewhere}
     if parameters:
         key = next(iter(parameters))
         raise CheckpointError(
