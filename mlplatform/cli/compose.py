@@ -99,11 +99,13 @@ class Composed:
                 text = f"{text.split(';')[0]}: left over from '{before}'; {advice}, or delete it with ~{path}"
             elif " needs '" in text:
                 text = f"{text}; {advice}"
-        # "heads=8 is not a multiple of kv_heads=3", "strategy=single runs on one device and trainer.devices=2"
+        # "heads=8 is not a multiple of kv_heads=3", "single runs on one device and trainer.devices=2"
         named = [key for name in re.findall(r"([\w.]+)=", text) for key in (join(path, name), name)]
         found = [self.origins[key][-1] for key in named if key in self.origins]
-        nearest = self.origin(path if path in self.origins else join(holder, "kind")) if path else None
-        places = dict.fromkeys(origin.words for origin in found or ([nearest] if nearest else []))
+        own = self.origin(path if path in self.origins else join(holder, "kind")) if path else None
+        if own is not None and (not found or own.value is not ...):
+            found.insert(0, own)
+        places = dict.fromkeys(origin.words for origin in found)
         return f"{text} ({'; '.join(places)})" if places else text
 
 

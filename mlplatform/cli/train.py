@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from mlplatform.cli.arguments import Arguments, suggest
-from mlplatform.cli.compose import Composed
+from mlplatform.cli.compose import Composed, compose_model
 from mlplatform.cli.config import composed
+from mlplatform.cli.library import Library
+from mlplatform.errors import SpecError
 
 
 def train(arguments: Arguments) -> int:
@@ -15,7 +19,7 @@ def train(arguments: Arguments) -> int:
     arguments.plain(most=0)
     result = composed(arguments).check()
     if arguments.flag("dry-run"):
-        print(dry_run(result))
+        print(dry_run(result, arguments))
         suggest(arguments.again("train"), arguments.again("data show"))
         return 0
     from mlplatform.runs.launch import prepare, start
@@ -26,6 +30,7 @@ def train(arguments: Arguments) -> int:
             overrides=arguments.overrides(),
             argv=["mlplatform", *sys.argv[1:]],
             from_environment=result.from_environment,
+            sizes=lambda: sizes(arguments),
         )
     status = start(folder, experiment)
     after = f"mlplatform generate {folder} 'To be'" if status == "finished" else f"mlplatform resume {folder}"
@@ -33,14 +38,22 @@ def train(arguments: Arguments) -> int:
     return 0
 
 
-def dry_run(result: Composed) -> str:
+def sizes(arguments: Arguments) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (name, spec) of every model there is, for the advice to take one that fits this machine."""
+    folders = arguments.options.get("config-dir", [])
+    for name in Library(folders).options("model"):
+        with contextlib.suppress(SpecError):  # a broken YAML of the user's is no advice
+            yield name, compose_model(name, (), folders).check().config
+
+
+def dry_run(result: Composed, arguments: Arguments) -> str:
     """Check everything short of reading the data, build the model on the meta device, and say what would run."""
     from mlplatform.models.describe import describe
     from mlplatform.registry import Spec
 
     config = result.config
     with result.located():
-        place = Spec.of(config, "run").build().check()
+        place = Spec.of(config, "run").build().check(lambda: sizes(arguments))
         batch = Spec.of(config["batch"], "batch", "batch")
         told = describe(Spec.of(config["model"], "model", "model"), batch["length"])
     trainer = Spec.of(config["trainer"], "trainer", "trainer")

@@ -20,6 +20,7 @@ from mlplatform.models.costs import PRECISIONS
 from mlplatform.registry import Natural, Spec, Text, block
 from mlplatform.runs.config_file import leaves
 from mlplatform.runs.export import load_run
+from mlplatform.runs.trackers import trackers
 from mlplatform.training import optimizers
 from mlplatform.training.engine import preflight
 from mlplatform.training.strategies import Place
@@ -85,12 +86,16 @@ class Experiment:
             SpecError: the machine lacks what is asked, blocks don't fit, or the task doesn't fit the model.
             RunError: the model with its gradients and optimizer is larger than the machine's memory.
         """
-        place = preflight(self.trainer, self.strategy)
+        place = preflight(self.trainer, self.strategy, self.schedule)
         shell = build(self.model, device="meta")
         self.task.build(model=shell)
         optimizers.build(self.optimizer, shell)
-        self.schedule.build()
-        self.trackers()
+        trackers(self.logger)
+        self.batch.build()
+        length, most = self.batch["length"], self.model.data.get("trunk", {}).get("context_length")
+        if most is not None and length > most:
+            told = f"{length} tokens are more than model.trunk.context_length={most}; use {most} or less"
+            raise SpecError(problems=[("batch.length", told)])
         self._check_memory(shell, place, sizes)
         if self.init_from is not None:
             self._model = self._initial()
@@ -135,11 +140,6 @@ class Experiment:
             self._data = DataModule(source, self._tokenizer, self.batch, collator, self.seed, place.rank, place.world)
             self._data.setup()
         return self._data
-
-    def trackers(self) -> list[Any]:
-        """Return the trackers. Raises SpecError when one's package is not installed."""
-        built = self.logger.build() if self.logger else []
-        return built if isinstance(built, list) else [built]
 
     @property
     def tokens(self) -> Any:

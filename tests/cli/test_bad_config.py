@@ -77,7 +77,7 @@ ROWS: dict[str, list[str]] = {
     "optimizer.lr": ["'optimizer.lr' is one word too many (key=value is how a value is set)"],
     "optimizer.lr=[1": ["optimizer.lr=[1: can't be read"],
     "+optimizer.lr=1": ["optimizer.lr: is there already; leave the '+' away to change it"],
-    "~optimizer.beta": ["optimizer: there is no 'beta' (did you mean 'betas'?)"],
+    "~model.trunk.dept": ["model.trunk: there is no 'dept' (did you mean 'depth'?)"],
     "optimizer.lr.x=1": ["optimizer.lr: 0.", "holds no 'x'; it is a value, not a mapping"],
     "optimzer=muon": ["optimzer: run has no field 'optimzer' (did you mean 'optimizer'?)"],
     "block/mpl@model.trunk.layer.mlp=moe": ["no config group 'block/mpl' (did you mean 'block/mlp'?)"],
@@ -92,7 +92,7 @@ ROWS: dict[str, list[str]] = {
         "(from the command line: task=masked_lm)",
     ],
     "trainer.devices=64": [
-        "trainer.devices=64: this machine has",
+        "trainer.devices: 64 are asked for and this machine has",
         "use",
         "(from the command line: trainer.devices=64)",
     ],
@@ -100,6 +100,12 @@ ROWS: dict[str, list[str]] = {
     "trainer.precision=fp8": ["trainer.precision: 'fp8' is not allowed: it should be 'fp32', 'bf16-mixed'"],
     "optimizer={_target_: torch.optim.SGD, lrr: 0.1}": ["torch.optim.SGD: SGD.__init__() got an unexpected", "'lrr'"],
     "experiment=../elsewhere": ["experiment='../elsewhere' is no folder name (from the command line"],
+    "batch.length=4": ["length=4 is too short"],
+    "batch.length=4096": [
+        "batch.length: 4096 tokens are more than model.trunk.context_length=",
+        "command line: batch.length",
+    ],
+    "model=llama": ["model: 8.03B parameters need", "fits, with"],
     "init_from=no/such": ["'no/such' is neither a folder here"],
     "plugins=[no_such_package]": ["plugins: no package 'no_such_package' is installed"],
 }
