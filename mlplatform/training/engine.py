@@ -55,8 +55,9 @@ def preflight(trainer: Spec, strategy: Spec, schedule: Spec | None = None) -> Pl
     place = Place.find(settings.accelerator, settings.devices)
     strategy.build().check(place)
     precision.check(settings.precision, place.device)
-    if schedule is not None and "epoch" not in f"{trainer.data} {schedule.data}":
-        schedule.build().bind(settings.plan(1.0).whole, 1.0)
+    plan, shape = settings.plan(1.0), schedule.build() if schedule is not None else None
+    if shape is not None and "epoch" not in f"{trainer.data} {schedule.data if schedule else ''}":
+        shape.bind(plan.whole, 1.0)
     return place
 
 

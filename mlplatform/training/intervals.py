@@ -93,10 +93,8 @@ class Length:
         """
         part = self.resolve(steps_per_epoch, whole)
         if part.unit != whole.unit:
-            raise SpecError(
-                f"{name}='{self.text}' is in {part.unit} and trainer.max='{whole.text}' in {whole.unit}; "
-                f"write {name} in {whole.unit} or in %"
-            )
+            told = f"'{self.text}' is in {part.unit} and trainer.max='{whole.text}' in {whole.unit}"
+            raise SpecError(problems=[(name, f"{told}; write it in {whole.unit} or in %")])
         return part.amount
 
     def reached(self, clock: Clock) -> bool:
@@ -118,5 +116,5 @@ def every(text: str | None, steps_per_epoch: float, whole: Length, name: str) ->
         return None
     length = Length.parse(text).resolve(steps_per_epoch, whole)
     if length.amount <= 0:
-        raise SpecError(f"{name}='{text}' must be more than nothing; write {name}=null for never")
+        raise SpecError(problems=[(name, f"'{text}' must be more than nothing; write {name}=null for never")])
     return length

@@ -33,7 +33,7 @@ def check(name: PrecisionName, device: str) -> None:
     """Raise SpecError when a device (`cpu`, `cuda`) can't compute in this precision."""
     if device == "cuda" and name.startswith("bf16") and not torch.cuda.is_bf16_supported(including_emulation=False):
         card = torch.cuda.get_device_name()
-        raise SpecError(f"precision='{name}': {card} has no bf16; take fp16-mixed or fp32")
+        raise SpecError(problems=[("trainer.precision", f"{card} has no {name}; take fp16-mixed or fp32")])
 
 
 def compute_dtype(name: PrecisionName) -> torch.dtype:

@@ -34,8 +34,9 @@ class Schedule:
         total, warm = whole.amount, self.warmup.within(whole, steps_per_epoch, "schedule.warmup")
         tail = self.tail(whole, steps_per_epoch)
         if warm + tail > total:
-            parts = f"schedule.warmup='{self.warmup.text}'" + (" and schedule.decay" if tail else "")
-            raise SpecError(f"{parts} last longer than trainer.max='{whole.text}'; shorten them")
+            parts = f"'{self.warmup.text}'" + (" and schedule.decay together" if tail else "")
+            told = f"{parts} would last longer than trainer.max='{whole.text}'; shorten it"
+            raise SpecError(problems=[("schedule.warmup", told)])
 
         def factor(begin: float, end: float) -> float:
             if end <= warm:

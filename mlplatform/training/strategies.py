@@ -43,10 +43,11 @@ class Place:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         there = torch.cuda.device_count() if device == "cuda" else os.cpu_count() or 1
         if there == 0:
-            raise SpecError("trainer.accelerator=cuda: this machine has no CUDA device; use cpu or auto")
+            raise SpecError(problems=[("trainer.accelerator", "this machine has no CUDA device; use cpu or auto")])
         if devices > there:
             what = "CUDA device(s)" if device == "cuda" else "CPU core(s)"
-            raise SpecError(f"trainer.devices={devices}: this machine has {there} {what}; use {there} or less")
+            told = f"{devices} are asked for and this machine has {there} {what}; use {there} or less"
+            raise SpecError(problems=[("trainer.devices", told)])
         return cls(device, devices, int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
 
     @property
@@ -65,7 +66,8 @@ class Single:
     def check(self, place: Place) -> None:
         """Raise SpecError when the run has more than one device."""
         if place.devices > 1 or place.world > 1:
-            raise SpecError(f"strategy=single runs on one device and trainer.devices={place.devices}; use strategy=ddp")
+            told = f"strategy=single runs on one device and trainer.devices={place.devices}; use strategy=ddp"
+            raise SpecError(problems=[("trainer.devices", told)])
 
     def build(self, place: Place) -> Strategy:
         """Return Lightning's strategy."""

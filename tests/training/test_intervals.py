@@ -71,7 +71,7 @@ def test_a_part_is_measured_in_the_unit_of_the_whole() -> None:
     whole = Length.parse("2B tokens")
     assert Length.parse("10M tokens").within(whole, 100, "schedule.warmup") == 10**7
     assert Length.parse("1%").within(whole, 100, "schedule.warmup") == 2 * 10**7
-    with pytest.raises(SpecError, match=r"schedule\.warmup='100 steps' is in steps and trainer\.max='2B tokens'"):
+    with pytest.raises(SpecError, match=r"schedule\.warmup: '100 steps' is in steps and trainer\.max='2B tokens'"):
         Length.parse("100 steps").within(whole, 100, "schedule.warmup")
 
 
@@ -87,6 +87,6 @@ def test_passes_each_multiple_once_and_is_reached_at_it() -> None:
 
 @pytest.mark.parametrize("text", ["0 steps", "0%", "0 min"])
 def test_every_nothing_is_refused(text: str) -> None:
-    with pytest.raises(SpecError, match=r"trainer\.log_every=.* more than nothing; write trainer\.log_every=null"):
+    with pytest.raises(SpecError, match=r"trainer\.log_every: .* more than nothing; write trainer\.log_every=null"):
         every(text, 10, Length.parse("100 steps"), "trainer.log_every")
     assert every(None, 10, Length.parse("100 steps"), "trainer.log_every") is None

@@ -83,7 +83,7 @@ def test_fp16_skips_steps_that_overflow_and_finds_its_scale(tmp_path: Path, monk
 def test_a_gpu_without_bf16_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
-    with pytest.raises(SpecError, match="precision='bf16-mixed': Tesla T4 has no bf16; take fp16-mixed or fp32"):
+    with pytest.raises(SpecError, match=r"trainer\.precision: Tesla T4 has no bf16-mixed; take fp16-mixed or fp32"):
         precision.check("bf16-mixed", "cuda")
     precision.check("fp16-mixed", "cuda")
     precision.check("bf16-mixed", "cpu")
