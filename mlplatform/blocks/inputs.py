@@ -153,7 +153,7 @@ class SharedTokens(TokenInput):
 
     @property
     def table(self) -> nn.Module:
-        return self._shared[0].table
+        return self._shared[0].get_submodule("table")
 
     def rows(self, tokens: Tensor) -> Tensor:
         return self._shared[0].rows(tokens)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlplatform.errors import CheckpointError, listing
+from mlplatform.interop.config_keys import look
 
 OWN_TYPE = re.compile(r"^hf:(?:\n(?:[ #].*)?)*?\n  model_type: *['\"]?([\w.-]+)", re.MULTILINE)
 
@@ -29,7 +30,8 @@ def choose(
 ) -> dict[str, Any]:
     """Return the composed spec of the YAML for a config.json.
 
-    Where several YAMLs state the same model_type, `hf.when` (keys and values of theirs) says which is meant.
+    Where several YAMLs state the same model_type, `hf.when` (a value of theirs, or a list of them, for a key) says
+    which is meant: the one with the most conditions, of those that hold.
 
     Raises:
         CheckpointError: no YAML states this model_type; the nearest are named.
@@ -43,5 +45,10 @@ def choose(
             "a YAML of your own in a folder given by config_dirs adds it"
         )
     specs = [compose(name) for name in known[kind]]
-    fitting = [s for s in specs if all(config.get(k) == v for k, v in (s["hf"].get("when") or {}).items())]
+    fitting = [s for s in specs if all(_says(config, k, v) for k, v in (s["hf"].get("when") or {}).items())]
     return max(fitting or specs, key=lambda s: len(s["hf"].get("when") or {}))
+
+
+def _says(config: Mapping[str, Any], key: str, wanted: Any) -> bool:
+    value = look(config, key)[1]
+    return value == wanted or (isinstance(wanted, list) and value in wanted)

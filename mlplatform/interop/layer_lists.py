@@ -51,7 +51,7 @@ class LayerRule:
 
     def read(self, find: Find, exceptions: list[Any], depth: int) -> list[Any]:
         """Return the exceptions with those of this rule as their config says."""
-        there, value = find(self.key)
+        value = find(self.key)[1]
         if value is None:
             value = self._derived(find, depth)
         if value is None:
