@@ -149,7 +149,34 @@ class WandB:
 @block("logger/several")
 def several(*, loggers: list[Annotated[Spec, "logger"]]) -> list[Tracker]:
     """Several trackers at once."""
-    return [logger.build() for logger in loggers]
+    return [tracker for logger in loggers for tracker in trackers(logger)]
+
+
+class Foreign:
+    """A logger of Lightning's, named by `_target_`, as a tracker."""
+
+    def __init__(self, logger: Any) -> None:
+        self.logger = logger
+
+    def start(self, folder: Path, config: dict[str, Any]) -> None:
+        """Give it the config."""
+        self.logger.log_hyperparams(config)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Give it the metrics of a step."""
+        self.logger.log_metrics(values, step)
+
+    def finish(self, status: str) -> None:
+        """Have it write what it still holds."""
+        self.logger.save()
+        self.logger.finalize("failed" if status == "failed" else "success")
+
+
+def trackers(logger: Spec | None) -> list[Tracker]:
+    """Return what a run's `logger` names. Raises SpecError when a package is not installed."""
+    built = logger.build() if logger else []
+    each = built if isinstance(built, list) else [built]
+    return [one if hasattr(one, "start") else Foreign(one) for one in each]
 
 
 class Recorders:

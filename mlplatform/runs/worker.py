@@ -27,7 +27,7 @@ from mlplatform.runs.folder import VARIABLE, held, spared
 from mlplatform.runs.screen import Screen
 from mlplatform.runs.secrets import Scrubber
 from mlplatform.runs.stopping import handling
-from mlplatform.runs.trackers import Recorders
+from mlplatform.runs.trackers import Recorders, trackers
 from mlplatform.runs.words import banner, summary
 from mlplatform.training.checkpoints import newest_whole, step_of
 from mlplatform.training.engine import Result, fit
@@ -107,7 +107,7 @@ def _train(folder: Path, experiment: Experiment | None, screen: Screen | None, w
         _begin(folder, screen, task.model, batches.record(), step_of(checkpoint) if checkpoint else 0, notes)
         if not (folder / "tokenizer").is_dir():
             experiment.tokens.save(folder / "tokenizer")
-        kept = Recorders(metrics.Metrics(folder), experiment.trackers(), screen.say)
+        kept = Recorders(metrics.Metrics(folder), trackers(experiment.logger), screen.say)
         kept.start(folder, read_shown(folder))
     hugging_face = _hugging_face_config(task.model)
 

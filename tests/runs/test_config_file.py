@@ -66,7 +66,9 @@ def test_a_folder_that_went_to_another_machine_says_what_it_lacks(
     monkeypatch.setenv("MLPLATFORM_CACHE", str(tmp_path / "elsewhere"))
     config = read_config(tmp_path)
     assert config["data"] == {"path": "/mnt/team/plays", "token": "***"}
-    with pytest.raises(RunError, match=r"data.token, logger.tags.1 was masked .* mlplatform resume .* data.token=\.\.\."):
+    with pytest.raises(
+        RunError, match=r"data.token, logger.tags.1 was masked .* mlplatform resume .* data.token=\.\.\."
+    ):
         check_complete(tmp_path, config)
 
 

@@ -25,7 +25,14 @@ def begun(folder: Path) -> dict[str, object]:
 def test_the_first_record_says_what_the_run_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     known = begun(tmp_path)
-    expected = {"schema": 1, "status": "running", "seed": 7, "argv": ["mlplatform", "train"], "devices": 2, "data": DATA}
+    expected = {
+        "schema": 1,
+        "status": "running",
+        "seed": 7,
+        "argv": ["mlplatform", "train"],
+        "devices": 2,
+        "data": DATA,
+    }
     assert {name: known[name] for name in expected} == expected
     assert known["id"] == f"default-{tmp_path.name}"
     assert known["host"] == platform.node()
@@ -70,7 +77,7 @@ def test_a_broken_record_is_named(tmp_path: Path, text: str) -> None:
 
 
 def test_a_folder_without_a_record_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="no run.json; this is no run folder"):
+    with pytest.raises(RunError, match=r"no run\.json; this is no run folder"):
         record.read(tmp_path)
 
 

@@ -33,7 +33,8 @@ def test_what_looks_like_a_secret_is_masked_wherever_it_stands(secret: str) -> N
 
 
 @pytest.mark.parametrize(
-    "key", ["token", "hf_token", "API_KEY", "apikey", "password", "client_secret", "access_token", "auth", "private_key"]
+    "key",
+    ["token", "hf_token", "API_KEY", "apikey", "password", "client_secret", "access_token", "auth", "private_key"],
 )
 def test_a_key_called_like_a_secret_masks_its_text(key: str) -> None:
     assert masked({"x": {key: "tiger"}}) == ({"x": {key: MASK}}, {f"x.{key}": "tiger"})

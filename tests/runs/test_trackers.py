@@ -1,0 +1,226 @@
+"""TensorBoard and Weights & Biases, written for real and read back; their trouble never stops a run."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import wandb_file
+
+from mlplatform.errors import SpecError
+from mlplatform.registry import Spec
+from mlplatform.runs import metrics, record
+from mlplatform.runs.trackers import Recorders, TensorBoard, WandB, trackers
+
+CONFIG = {"seed": 3, "model": {"trunk": {"dim": 32, "layers": ["a", "b"]}}, "data": {"path": "***"}}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder with a record."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    record.update(folder, id="default-2026-11-23_120000", status="running")
+    return folder
+
+
+def session(folder: Path, spec: dict[str, Any], steps: range, status: str = "finished") -> list[str]:
+    """Log a session's steps to the run's own file and a tracker; return what was said."""
+    said: list[str] = []
+    kept = Recorders(metrics.Metrics(folder), trackers(Spec.of(spec, "logger", "logger")), said.append)
+    kept.start(folder, CONFIG)
+    for step in steps:
+        kept.log(step, {"train/loss": 1 / step, "train/lr": step / 7})
+    kept.finish(status)
+    return said
+
+
+def written(folder: Path) -> list[wandb_file.Written]:
+    """Return W&B's offline files of a run, oldest first; its service may write their end after `finish` returned."""
+    paths = sorted(folder.glob("wandb/offline-run-*/*.wandb"))
+    deadline = time.monotonic() + 20
+    while any(wandb_file.read(path).exit_code is None for path in paths) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return [wandb_file.read(path) for path in paths]
+
+
+def test_wandb_offline_holds_the_config_and_the_curves(run: Path) -> None:
+    spec = {"kind": "wandb", "mode": "offline", "project": "plays", "group": "small", "tags": ["one", "two"]}
+    assert session(run, spec, range(1, 6)) == []
+    (found,) = written(run)
+    assert (found.project, found.group, found.tags, found.name) == (
+        "plays",
+        "small",
+        ["one", "two"],
+        "default-2026-11-23_120000",
+    )
+    assert {name: value for name, value in found.config.items() if name != "_wandb"} == CONFIG
+    assert found.curve("train/loss") == {step: 1 / step for step in range(1, 6)}
+    assert found.curve("train/lr") == {step: step / 7 for step in range(1, 6)}
+    assert found.summary["status"] == "finished"
+    assert found.exit_code == 0
+    assert found.id == record.read(run)["wandb_id"]
+
+
+def test_a_resumed_run_goes_on_under_its_wandb_id(run: Path) -> None:
+    spec = {"kind": "wandb", "mode": "offline", "name": "mine"}
+    session(run, spec, range(1, 6), "preempted")
+    metrics.cut(run, 3)
+    session(run, spec, range(4, 8), "failed")
+    first, second = written(run)
+    assert first.id == second.id
+    assert (first.exit_code, second.exit_code) == (0, 1)
+    assert list(second.curve("train/loss")) == [4, 5, 6, 7]
+    assert second.name == "mine"
+
+
+def test_many_and_large_rows_come_back_across_the_blocks_of_the_file(run: Path) -> None:
+    kept = WandB(mode="offline")
+    kept.start(run, {"text": "x" * 100_000})
+    for step in range(1, 301):
+        kept.log(step, {f"metric/{number}": float(step * number) for number in range(30)})
+    kept.finish("finished")
+    (found,) = written(run)
+    assert len(found.config["text"]) == 100_000
+    assert found.curve("metric/29") == {step: step * 29.0 for step in range(1, 301)}
+
+
+def ours(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return what the library warned of; W&B logs into its own files."""
+    return [entry.getMessage() for entry in caplog.records if entry.name.startswith("mlplatform")]
+
+
+def test_without_a_key_wandb_writes_offline_and_says_so_once(
+    run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("WANDB_MODE")
+    with caplog.at_level(logging.WARNING, "mlplatform"):
+        said = session(run, {"kind": "wandb", "mode": "online"}, range(1, 4))
+    assert said == []
+    (line,) = ours(caplog)
+    assert line.startswith("W&B: no API key: set WANDB_API_KEY or run `wandb login`; writing offline")
+    assert "wandb sync" in line
+    (found,) = written(run)
+    assert list(found.curve("train/loss")) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("key", "told"), [("short", "invalid"), ("0123456789" * 4, "W&B: ")])
+def test_a_bad_key_or_no_network_is_one_line_and_the_run_is_written_offline(
+    run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, key: str, told: str
+) -> None:
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_API_KEY", key)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr("mlplatform.runs.trackers.SECONDS_TO_CONNECT", 3)
+    with caplog.at_level(logging.WARNING, "mlplatform"):
+        said = session(run, {"kind": "wandb", "mode": "online"}, range(1, 4))
+    assert said == []
+    (line,) = ours(caplog)
+    assert told in line
+    assert "\n" not in line
+    assert list(written(run)[-1].curve("train/loss")) == [1, 2, 3]
+    assert len(metrics.read(run)) == 3
+    assert not any(key.encode() in path.read_bytes() for path in run.rglob("*") if path.is_file() and len(key) > 5)
+
+
+def test_wandb_mode_is_taken_from_the_environment_unless_stated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert (WandB().mode, WandB(mode="online").mode) == ("offline", "online")
+    monkeypatch.delenv("WANDB_MODE")
+    assert WandB().mode == "online"
+
+
+def scalars(folder: Path) -> dict[str, dict[int, float]]:
+    """Return the curves TensorBoard shows of a run."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    names = events.Tags()["scalars"]
+    return {name: {event.step: event.value for event in events.Scalars(name)} for name in names}
+
+
+def test_tensorboard_holds_the_config_and_the_curves(run: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert session(run, {"kind": "tensorboard"}, range(1, 6)) == []
+    found = scalars(run)
+    assert found["train/loss"] == pytest.approx({step: 1 / step for step in range(1, 6)})
+    assert found["train/lr"] == pytest.approx({step: step / 7 for step in range(1, 6)})
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    (text,) = events.Tensors("config/text_summary")
+    assert b"dim: 32" in text.tensor_proto.string_val[0]
+
+
+def test_tensorboard_has_each_step_of_a_resumed_run_once(run: Path) -> None:
+    """The first session dies without closing its file, having logged steps that are done again."""
+    own, first = metrics.Metrics(run), TensorBoard()
+    first.start(run, CONFIG)
+    for step in range(1, 6):
+        own.log(step, {"train/loss": float(step)})
+        first.log(step, {"train/loss": -1.0})
+    metrics.cut(run, 3)
+    session(run, {"kind": "tensorboard"}, range(4, 8))
+    losses = scalars(run)["train/loss"]
+    assert losses == pytest.approx({1: 1, 2: 2, 3: 3, 4: 1 / 4, 5: 1 / 5, 6: 1 / 6, 7: 1 / 7})
+    first.finish("failed")
+
+
+def test_several_at_once_and_one_of_lightnings(run: Path) -> None:
+    csv = {"_target_": "lightning.pytorch.loggers.CSVLogger", "save_dir": str(run / "csv"), "name": "x", "version": 0}
+    said = session(run, {"kind": "several", "loggers": [{"kind": "tensorboard"}, csv]}, range(1, 4))
+    assert said == []
+    assert list(scalars(run)["train/loss"]) == [1, 2, 3]
+    lines = (run / "csv" / "x" / "version_0" / "metrics.csv").read_text().splitlines()
+    assert len(lines) == 4
+    assert "train/loss" in lines[0]
+
+
+class Broken:
+    """A tracker that fails where told."""
+
+    def __init__(self, at: str) -> None:
+        self.at, self.calls = at, 0
+
+    def start(self, folder: Path, config: dict[str, Any]) -> None:
+        self._call("start")
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self._call("log")
+
+    def finish(self, status: str) -> None:
+        self._call("finish")
+
+    def _call(self, name: str) -> None:
+        self.calls += 1
+        if name == self.at:
+            raise ConnectionError("the server\nis gone")
+
+
+@pytest.mark.parametrize(("at", "calls"), [("start", 1), ("log", 2), ("finish", 5)])
+def test_a_tracker_that_fails_is_said_once_and_left_out(run: Path, at: str, calls: int) -> None:
+    said: list[str] = []
+    broken, whole = Broken(at), Broken("never")
+    kept = Recorders(metrics.Metrics(run), [broken, whole], said.append)
+    kept.start(run, CONFIG)
+    for step in (1, 2, 3):
+        kept.log(step, {"train/loss": 1.0})
+    kept.finish("finished")
+    assert said == ["Broken: the server is gone; training goes on, metrics.jsonl has everything"]
+    assert (broken.calls, whole.calls) == (calls, 5)
+    assert [row["step"] for row in metrics.read(run)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("kind", ["tensorboard", "wandb"])
+def test_a_package_that_is_missing_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    import importlib.util
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None if name == kind else found(name))
+    with pytest.raises(SpecError, match=re.escape(f'pip install "mlplatform[{kind}]"')):
+        trackers(Spec.of({"kind": kind}, "logger", "logger"))
