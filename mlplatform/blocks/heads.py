@@ -259,13 +259,14 @@ class Span(nn.Module):
 
     task = "question_answering"
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, *, dropout: Fraction = 0.0) -> None:
         super().__init__()
+        self.dropout = nn.Dropout(dropout)
         self.out = nn.Linear(dim, 2)
 
     def forward(self, x: Tensor, context: Context) -> Output:
         """(batch, length, dim) -> start_logits and end_logits (batch, length)"""
-        start, end = self.out(x).unbind(-1)
+        start, end = self.out(self.dropout(x)).unbind(-1)
         return Output(start_logits=start, end_logits=end)
 
     def loss(self, x: Tensor, labels: Tensor, context: Context) -> tuple[Tensor, Tensor]:

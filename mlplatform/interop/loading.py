@@ -13,7 +13,16 @@ from torch import Tensor, nn
 
 from mlplatform.errors import CheckpointError
 from mlplatform.interop.checkpoint_files import CheckpointFolder, explain_strangers, read_json
-from mlplatform.interop.parts import Find, head_of, ignored_weights, kept_of, read_config, tied_weights, weight_rules
+from mlplatform.interop.parts import (
+    Find,
+    base_prefix,
+    head_of,
+    ignored_weights,
+    kept_of,
+    read_config,
+    tied_weights,
+    weight_rules,
+)
 from mlplatform.interop.weight_rules import Piece, WeightRules
 from mlplatform.models import build
 from mlplatform.models.building import initialise_module
@@ -126,7 +135,7 @@ def _aliases(files: CheckpointFolder) -> dict[str, str]:
 
 
 def _is_bare(spec: Mapping[str, Any], files: CheckpointFolder) -> bool:
-    prefix = (spec.get("hf") or {}).get("base_prefix", "")
+    prefix = base_prefix(spec)
     return bool(prefix) and not any(name.startswith(prefix) for name in files.files)
 
 

@@ -83,12 +83,15 @@ def weight_rules(spec: Mapping[str, Any], bare: bool, every_head: bool = False) 
         bare: theirs is a file of the bare model, whose names lack `hf.base_prefix`.
     """
     hf = spec.get("hf") or {}
-    prefix = hf.get("base_prefix", "") if bare else ""
+    prefix, start = hf.get("base_prefix", ""), "" if bare else base_prefix(spec)
     heads = hf.get("heads") or {}
     chosen = list(heads.values()) if every_head else [heads.get(head_name(spec)) or {}]
     for section in (hf, *chosen):
         for left, right in ((section or {}).get("weights") or {}).items():
-            yield left, _renamed(right, lambda name: name.removeprefix(prefix))
+            yield (
+                left,
+                _renamed(right, lambda name: start + name.removeprefix(prefix) if name.startswith(prefix) else name),
+            )
     for name, part in (hf.get("parts") or {}).items():
         start = part.get("weights", "")
         starts = [start] if isinstance(start, str) else list(start)
@@ -96,6 +99,13 @@ def weight_rules(spec: Mapping[str, Any], bare: bool, every_head: bool = False) 
         for left, right in weight_rules(spec[name], inner_bare, every_head):
             for own in spread(left) if not isinstance(right, Mapping) else [left]:
                 yield f"{name}.{own}", _prefixed(right, starts, spread(left).index(own) if own != left else None)
+
+
+def base_prefix(spec: Mapping[str, Any]) -> str:
+    """Return what the body's tensor names start with; a head may have another one than `hf.base_prefix`."""
+    hf = spec.get("hf") or {}
+    head = (hf.get("heads") or {}).get(head_name(spec)) or {}
+    return head.get("base_prefix", hf.get("base_prefix", ""))
 
 
 def ignored_weights(spec: Mapping[str, Any]) -> list[str]:

@@ -132,7 +132,7 @@ def test_ill_fitting_tensors(folder: Path, change: Callable[[dict[str, torch.Ten
 
 def test_a_tensor_another_yaml_knows_names_it(folder: Path, tmp_path: Path) -> None:
     edit_weights(folder, lambda t: t.update({"model.layers.0.self_attn.q_norm.weight": torch.ones(8)}))
-    with pytest.raises(CheckpointError, match=r"q_norm.weight'; qwen3 has one for it"):
+    with pytest.raises(CheckpointError, match=r"q_norm.weight'; .*qwen3.* ha(s|ve) one for it"):
         mp.load(folder, config_dirs=[Path(__file__).parent.parent / "families"])
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import transformers as tf
 from oracle import VOCAB, Case
+from text_cases import TEXT
 
 SIZE = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 SIZE |= {"intermediate_size": 48, "max_position_embeddings": 40}
@@ -82,4 +83,5 @@ CASES = [
     bert("question-answering", tf.BertForQuestionAnswering, fields=("start_logits", "end_logits"), labels=False),
     bert("pooled", tf.BertModel, fields=("last_hidden_state", "pooler_output"), labels=False),
     bert("pretraining", tf.BertForPreTraining, fields=("prediction_logits", "seq_relationship_logits"), labels=False),
+    *TEXT,
 ]

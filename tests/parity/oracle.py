@@ -13,6 +13,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers.core_model_loading import revert_weight_conversion
 
 import mlplatform as mp
 from mlplatform.interop.loading import groups_of
@@ -109,9 +110,9 @@ def difference(case: Case, ours: nn.Module, theirs: nn.Module, padding: str | No
     worst = 0.0
     for name in case.fields:
         gap = (pick(expected, name) - pick(got, name)).abs()
-        mask = batch.get("attention_mask")
-        if case.tokenwise and mask is not None and gap.shape[:2] == mask.shape:
-            gap = gap[mask.bool()]
+        for mask in (batch.get("attention_mask"), batch.get("decoder_attention_mask")):
+            if case.tokenwise and mask is not None and gap.shape[:2] == mask.shape:
+                gap = gap[mask.bool()]
         worst = max(worst, gap.max().item())
     return worst
 
@@ -121,8 +122,8 @@ def labels_for(case: Case, batch: Mapping[str, Tensor], output: Tensor) -> Tenso
     if output.dim() == 2:
         return torch.arange(output.shape[0]) % output.shape[1]
     labels = torch.randint(0, output.shape[-1], output.shape[:2], generator=torch.Generator().manual_seed(3))
-    mask = batch.get("attention_mask")
-    return labels if mask is None else labels.masked_fill(mask == 0, -100)
+    mask = batch.get("decoder_attention_mask", batch.get("attention_mask"))
+    return labels if mask is None or mask.shape != labels.shape else labels.masked_fill(mask == 0, -100)
 
 
 def gradient_gap(case: Case, ours: nn.Module, theirs: nn.Module) -> float:
@@ -139,6 +140,7 @@ def gradient_gap(case: Case, ours: nn.Module, theirs: nn.Module) -> float:
     state = {n: p.grad if p.grad is not None else torch.zeros_like(p) for n, p in ours.named_parameters()}
     rules = WeightRules(weight_rules(ours.spec, bare=False))  # type: ignore[arg-type]
     expected = {n: p.grad for n, p in theirs.named_parameters() if p.grad is not None}
+    expected = revert_weight_conversion(theirs, expected)  # theirs fuse experts in memory, not on disk
     floor = 1e-3 * max(g.abs().max() for g in expected.values())
     worst, compared = 0.0, 0
     for piece in rules.plan({n: t.shape for n, t in state.items()}, None):

@@ -1,0 +1,100 @@
+"""The table's rows of text models beside Llama, GPT-2 and BERT."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import transformers as tf
+from oracle import VOCAB, Case, token_batch
+from torch import Tensor
+
+TEXT_SIZE = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+TEXT_SIZE |= {"intermediate_size": 48, "max_position_embeddings": 40}
+IDS: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+STATES = ("hidden_states.0", "hidden_states.1", "hidden_states.2")
+
+
+def padded_with(token: int, padding: str | None) -> dict[str, Tensor]:
+    """Return a token batch whose padding is a token of its own, as a tokenizer writes it."""
+    batch = token_batch(padding)
+    if "attention_mask" in batch:
+        batch["input_ids"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, token)
+    return batch
+
+
+def zeros(padding: str | None) -> dict[str, Tensor]:
+    return padded_with(0, padding)
+
+
+def roberta(variant: str, model: type, more: dict[str, Any] | None = None, **kw: Any) -> Case:
+    config = tf.RobertaConfig(**{**TEXT_SIZE, "type_vocab_size": 1, "pad_token_id": 1, **(more or {})})
+    kw.setdefault("break_at", ("trunk.norm.eps", 0.3))
+    kw.setdefault("inputs", lambda padding: padded_with(config.pad_token_id, padding))
+    return Case("roberta", variant, model, config, **kw)
+
+
+def distilbert(variant: str, model: type, more: dict[str, Any] | None = None, **kw: Any) -> Case:
+    size = {"vocab_size": VOCAB, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48}
+    config = tf.DistilBertConfig(**{**size, "max_position_embeddings": 40, **(more or {})})
+    kw.setdefault("break_at", ("trunk.layer.mlp.activation", "relu"))
+    return Case("distilbert", variant, model, config, **kw)
+
+
+def ministral(
+    variant: str, model: type = tf.MinistralForCausalLM, more: dict[str, Any] | None = None, **kw: Any
+) -> Case:
+    size = {**TEXT_SIZE, **IDS, "num_key_value_heads": 2, "head_dim": 12, "sliding_window": 5}
+    config = tf.MinistralConfig(**{**size, "layer_types": ["sliding_attention", "full_attention"], **(more or {})})
+    kw.setdefault("break_at", ("trunk.layer.attention.window", 4))
+    return Case("ministral", variant, model, config, **kw)
+
+
+def ministral3(variant: str, more: dict[str, Any] | None = None, **kw: Any) -> Case:
+    yarn = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 4}
+    yarn |= {"beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}
+    size = {**TEXT_SIZE, **IDS, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 64}
+    config = tf.Ministral3Config(**{**size, "rope_parameters": yarn, **(more or {})})
+    kw.setdefault("break_at", ("trunk.layer.attention.temperature.beta", 0.2))
+    return Case("ministral3", variant, tf.Ministral3ForCausalLM, config, **kw)
+
+
+def afmoe(variant: str, more: dict[str, Any] | None = None, **kw: Any) -> Case:
+    size = {**TEXT_SIZE, **IDS, "num_key_value_heads": 2, "head_dim": 12, "num_hidden_layers": 4, "sliding_window": 5}
+    experts = {"moe_intermediate_size": 16, "num_experts": 6, "num_experts_per_tok": 2, "num_shared_experts": 2}
+    layers = {"num_dense_layers": 1, "global_attn_every_n_layers": 2, "mup_enabled": True, "route_scale": 1.7}
+    config = tf.AfmoeConfig(**{**size, **experts, **layers, **(more or {})})
+    kw.setdefault("break_at", ("trunk.layer.mlp.router.scale", 1.0))
+    return Case("afmoe", variant, tf.AfmoeForCausalLM, config, **kw)
+
+
+TEXT = [
+    roberta("masked_lm", tf.RobertaForMaskedLM, fields=("logits", *STATES)),
+    roberta("pad-is-0", tf.RobertaForMaskedLM, {"pad_token_id": 0, "layer_norm_eps": 1e-5}),
+    roberta("classification", tf.RobertaForSequenceClassification, {"num_labels": 3}, tokenwise=False),
+    roberta("token-classification", tf.RobertaForTokenClassification, {"num_labels": 3}),
+    roberta("question-answering", tf.RobertaForQuestionAnswering, fields=("start_logits", "end_logits"), labels=False),
+    roberta("pooled", tf.RobertaModel, fields=("last_hidden_state", "pooler_output"), labels=False),
+    distilbert("masked_lm", tf.DistilBertForMaskedLM, fields=("logits", *STATES)),
+    distilbert("classification", tf.DistilBertForSequenceClassification, {"num_labels": 3}, tokenwise=False),
+    distilbert("token-classification", tf.DistilBertForTokenClassification, {"num_labels": 3}),
+    distilbert(
+        "question-answering", tf.DistilBertForQuestionAnswering, fields=("start_logits", "end_logits"), labels=False
+    ),
+    distilbert("bare", tf.DistilBertModel, fields=("last_hidden_state",), labels=False),
+    ministral("mixed", fields=("logits", *STATES)),
+    ministral("all-full", more={"layer_types": ["full_attention"] * 2}, break_at=("trunk.norm.eps", 0.3)),
+    ministral(
+        "classification", tf.MinistralForSequenceClassification, {"num_labels": 3}, tokenwise=False, inputs=zeros
+    ),
+    ministral("token-classification", tf.MinistralForTokenClassification, {"num_labels": 3}),
+    ministral(
+        "question-answering", tf.MinistralForQuestionAnswering, fields=("start_logits", "end_logits"), labels=False
+    ),
+    ministral("bare", tf.MinistralModel, fields=("last_hidden_state",), labels=False),
+    ministral3("yarn-temperature", fields=("logits", *STATES)),
+    ministral3("window", {"sliding_window": 5}, break_at=("trunk.layer.attention.window", None)),
+    ministral3("class-defaults", {"rope_parameters": None}, break_at=("trunk.norm.eps", 0.3)),
+    afmoe("mixed", fields=("logits", *STATES, "hidden_states.3", "hidden_states.4")),
+    afmoe("no-dense-plain-input", {"num_dense_layers": 0, "mup_enabled": False, "num_shared_experts": 1}),
+    afmoe("all-full-biased", {"layer_types": ["full_attention"] * 4, "attention_bias": True}),
+]
