@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -167,3 +169,20 @@ def test_doctor_names_versions_and_devices(capsys: pytest.CaptureFixture[str]) -
     assert "cpu" in report["devices"]
     assert main(["doctor"]) == 0
     assert "packages" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_verify_resume_proves_it(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify-resume", *SMALL, "--steps", "6", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["equal"]
+    assert json.loads((Path(found["undisturbed"]) / "run.json").read_text())["verify_resume"]["equal"]
+
+
+def test_the_script_is_the_verb(tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "scripts" / "train.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "model.trunk.dimm=1"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert "no field 'dimm' (did you mean 'dim'?)" in done.stderr
