@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from mlplatform.blocks.attention import Attention, CrossAttention, Heads
+from mlplatform.blocks.attention import Attention, CrossAttention, Heads, MergedAttention
 from mlplatform.blocks.heads import Pooler, Projection, SequenceClassification, VocabularyLinear
 from mlplatform.blocks.moe import MixtureOfExperts
 from mlplatform.blocks.patches import Patches
@@ -117,12 +117,14 @@ def _own(module: nn.Module, rows: int) -> float:
 
 
 def _attention(module: Heads, rows: int, memory: int) -> Work:
-    read = memory if isinstance(module, CrossAttention) else rows
+    """Return the FLOPs of attention, whose keys and values are made of its own rows, of the memory, or of both."""
+    own = 0 if isinstance(module, CrossAttention) else rows
+    read = own + (memory if isinstance(module, (CrossAttention, MergedAttention)) else 0)
     matrices = 0.0
     for name, child in module.named_children():
         matrices += _work(child, read if name in ("k", "v") else rows, memory)[0]
     window: tuple[int, int] | None = getattr(module, "window", None)
-    keys = read if window is None else min(read, window[0] + window[1] + 1)
+    keys = read if window is None else min(own, window[0] + window[1] + 1) + read - own
     return matrices, 4.0 * rows * keys * module.heads * module.head_dim
 
 

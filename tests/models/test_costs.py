@@ -11,6 +11,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from mlplatform.cli.compose import compose_model
+from mlplatform.cli.library import Library
 from mlplatform.context import Cache
 from mlplatform.models import build, costs
 
@@ -60,13 +62,32 @@ def test_a_window_leaves_only_its_keys() -> None:
     assert attention("100") == attention("null")
 
 
-@pytest.mark.parametrize("name", ["encoder_decoder", "dual_tower", "vision_language"])
+@pytest.mark.parametrize("name", Library().options("model"))
+def test_flops_of_every_shipped_model_equal_torchs_counter(name: str) -> None:
+    spec = compose_model(name).check().config
+    if "trunk" not in spec or "moe" in str(spec):
+        pytest.skip("not one tower of tokens, or experts that can't be counted on meta: the tests of assemblies do")
+    spec["trunk"] |= {"depth": 2, "exceptions": []}
+    model = build(spec, device="meta")
+    tokens = torch.zeros(1, LENGTH, dtype=torch.long, device="meta")
+    assert counted(lambda: model(input_ids=tokens)) == sum(costs.forward_flops(model, LENGTH))
+
+
+def merged() -> dict[str, Any]:
+    """T5Gemma 2's shape: a decoder that reads itself and the encoder in one softmax."""
+    spec = tiny.encoder_decoder()
+    layer = {"kind": "pre_norm", "attention": {"kind": "merged_attention", "heads": 4}, "mlp": {"kind": "mlp"}}
+    spec["decoder"] = tiny.tower(input={"kind": "shared_tokens"}, layer=layer)
+    return spec
+
+
+@pytest.mark.parametrize("name", ["encoder_decoder", "merged", "dual_tower", "vision_language"])
 def test_flops_of_assemblies_equal_torchs_counter(name: str) -> None:
-    model = build(getattr(tiny, name)())
+    model = build(merged() if name == "merged" else getattr(tiny, name)())
     tokens = torch.full((1, LENGTH), 3)
     batch: dict[str, Any] = {"input_ids": tokens}
     extra = 0
-    if name == "encoder_decoder":
+    if name in ("encoder_decoder", "merged"):
         batch["decoder_input_ids"] = tokens
     else:
         batch["pixel_values"] = torch.zeros(1, 3, 16, 16)
