@@ -81,8 +81,14 @@ def _note_code(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def _untied_where_the_file_is(spec: dict[str, Any], files: CheckpointFolder) -> dict[str, Any]:
-    """Files may hold a tied tensor twice. Equal copies are one tensor; different ones mean it isn't tied (as in HF)."""
+    """Files may hold a tied tensor twice. Equal copies are one tensor; different ones mean it isn't tied (as in HF).
+
+    With `hf.tied_by: file`, a file without the copy means it is tied.
+    """
     for copy, source in tied_weights(spec).items():
+        if copy not in files.files and source in files.files and (spec.get("hf") or {}).get("tied_by") == "file":
+            if isinstance(spec.get("head"), str) and "tied" in (spec["heads"][spec["head"]] or {}):
+                spec["heads"][spec["head"]]["tied"] = True
         if copy in files.files and source in files.files:
             head = (spec.get("heads") or {}).get(spec.get("head")) if isinstance(spec.get("head"), str) else None
             if head and head.get("tied") and not torch.equal(files.read(copy), files.read(source)):

@@ -36,6 +36,7 @@ class Case:
         tokenwise: fields with one row per token, compared at real tokens only.
         break_at: (path in the spec, wrong value): the control that must fail.
         within: largest allowed difference. labels: whether gradients of the loss are compared.
+        prepare: changes the reference before it is saved.
     """
 
     family: str
@@ -51,6 +52,7 @@ class Case:
     labels: bool = True
     config_dirs: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
+    prepare: Callable[[nn.Module], None] | None = None
 
     @property
     def name(self) -> str:
@@ -74,6 +76,8 @@ def randomised(case: Case) -> nn.Module:
         for name, buffer in model.named_buffers():
             if name.endswith(("running_mean", "running_var")):
                 buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
+    if case.prepare is not None:
+        case.prepare(model)
     return model
 
 

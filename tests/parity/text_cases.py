@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import transformers as tf
 from oracle import VOCAB, Case, token_batch
-from torch import Tensor
+from torch import Tensor, nn
 
 TEXT_SIZE = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 TEXT_SIZE |= {"intermediate_size": 48, "max_position_embeddings": 40}
@@ -67,6 +68,43 @@ def afmoe(variant: str, more: dict[str, Any] | None = None, **kw: Any) -> Case:
     return Case("afmoe", variant, tf.AfmoeForCausalLM, config, **kw)
 
 
+def pair_batch(padding: str | None) -> dict[str, Tensor]:
+    """Return a batch for an encoder-decoder: 12 tokens to read, 7 to score, with rows of 7, 4 and 6 real ones."""
+    batch = token_batch(padding)
+    batch["decoder_input_ids"] = batch["input_ids"].flip(-1)[:, :7].contiguous()
+    if padding is not None:
+        mask = torch.zeros(3, 7, dtype=torch.long)
+        for row, real in enumerate((7, 4, 6)):
+            mask[row, :real] = 1
+        batch["decoder_attention_mask"] = mask if padding == "right" else mask.flip(-1)
+    return batch
+
+
+PAIR_STATES = (
+    "encoder_last_hidden_state",
+    "encoder_hidden_states.1",
+    "decoder_hidden_states.0",
+    "decoder_hidden_states.2",
+)
+
+
+def t5(
+    variant: str, model: type = tf.T5ForConditionalGeneration, more: dict[str, Any] | None = None, **kw: Any
+) -> Case:
+    size = {"vocab_size": VOCAB, "d_model": 32, "d_kv": 12, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+    size |= {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 10, "decoder_start_token_id": 0}
+    kw.setdefault("break_at", ("encoder.position_bias.max_distance", 20))
+    kw.setdefault("inputs", pair_batch)
+    return Case("t5", variant, model, tf.T5Config(**{**size, **(more or {})}), **kw)
+
+
+def own_head(model: nn.Module) -> None:
+    """Untie T5's head: in transformers 5 only a file with a matrix of its own is untied."""
+    weight = torch.randn(model.lm_head.weight.shape, generator=torch.Generator().manual_seed(5))
+    model.lm_head.weight = nn.Parameter(weight * 0.3)
+
+
+GATED: dict[str, Any] = {"feed_forward_proj": "gated-gelu"}
 TEXT = [
     roberta("masked_lm", tf.RobertaForMaskedLM, fields=("logits", *STATES)),
     roberta("pad-is-0", tf.RobertaForMaskedLM, {"pad_token_id": 0, "layer_norm_eps": 1e-5}),
@@ -96,5 +134,30 @@ TEXT = [
     ministral3("class-defaults", {"rope_parameters": None}, break_at=("trunk.norm.eps", 0.3)),
     afmoe("mixed", fields=("logits", *STATES, "hidden_states.3", "hidden_states.4")),
     afmoe("no-dense-plain-input", {"num_dense_layers": 0, "mup_enabled": False, "num_shared_experts": 1}),
+    t5("original", fields=("logits", *PAIR_STATES)),
+    t5("deeper-decoder-silu", more={"num_decoder_layers": 3, "feed_forward_proj": "silu"}),
+    t5("bare", tf.T5Model, fields=("last_hidden_state", "encoder_last_hidden_state"), labels=False),
+    t5(
+        "encoder",
+        tf.T5EncoderModel,
+        fields=("last_hidden_state", "hidden_states.1"),
+        labels=False,
+        inputs=token_batch,
+        break_at=("trunk.position_bias.max_distance", 20),
+    ),
+    t5(
+        "v1.1-encoder",
+        tf.T5EncoderModel,
+        GATED,
+        fields=("last_hidden_state", "hidden_states.1"),
+        labels=False,
+        inputs=token_batch,
+        break_at=("trunk.position_bias.max_distance", 20),
+    ),
+    t5(
+        "v1.1-own-head", more={**GATED, "tie_word_embeddings": False}, prepare=own_head, fields=("logits", *PAIR_STATES)
+    ),
+    t5("v1.1-tied-unscaled", more={**GATED, "tie_word_embeddings": False}),
+    t5("v1.1-tied-scaled-silu", more={"feed_forward_proj": "gated-silu"}),
     afmoe("all-full-biased", {"layer_types": ["full_attention"] * 4, "attention_bias": True}),
 ]
