@@ -21,6 +21,7 @@ from mlplatform.runs.experiment import Experiment, Sizes
 from mlplatform.runs.folder import VARIABLE, create, write_whole
 from mlplatform.runs.stopping import handling
 
+STOPPED = -signal.SIGTERM
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -74,6 +75,8 @@ def start(folder: Path, experiment: Experiment | None = None) -> record.Status:
         return run(folder, experiment)
     code = run_ranks(folder, devices, ["mlplatform.worker", str(folder.resolve())])
     found = record.read(folder)
+    if found["status"] == "running" and code == STOPPED:  # before the first step
+        found = record.update(folder, status="preempted")
     if found["status"] in ("finished", "preempted"):
         return found["status"]
     if found["status"] == "running":
@@ -82,7 +85,10 @@ def start(folder: Path, experiment: Experiment | None = None) -> record.Status:
 
 
 def run_ranks(folder: Path, devices: int, module: list[str], said: IO[bytes] | None = None) -> int:
-    """Run a module with its arguments as one rank per device of this machine; return torchrun's exit code.
+    """Run a module with its arguments as one rank per device of this machine.
+
+    Returns:
+        torchrun's exit code, or `STOPPED` when a signal ended it.
 
     The first SIGTERM or SIGINT is handed to rank 0, which tells the others, so that all stop after the same step and
     save; the next one kills them. They stand in a session of their own, or Ctrl-C would reach each of them as well.
@@ -99,10 +105,11 @@ def run_ranks(folder: Path, devices: int, module: list[str], said: IO[bytes] | N
 
     def hand_on(number: int, _: Any) -> None:
         caught.append(number)
-        if len(caught) == 1 and (rank := record.read(folder).get("pid")):
-            os.kill(rank, signal.SIGTERM)
-        else:
+        if len(caught) > 1:
             os.killpg(process.pid, signal.SIGKILL)
+        else:  # torchrun itself while there is no rank 0 yet
+            os.kill(record.read(folder).get("pid") or process.pid, signal.SIGTERM)
 
     with handling(hand_on, signal.SIGTERM, signal.SIGINT):
-        return process.wait()
+        code = process.wait()
+    return STOPPED if caught and code else code

@@ -82,6 +82,8 @@ def run(folder: Path, experiment: Experiment | None = None, watch: Watch | None 
             record.update(folder, status="preempted", ended=time.time())
             if isinstance(stop, KeyboardInterrupt):
                 raise
+            if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # a failure, so that torchrun ends the ranks that wait for us
+                raise SystemExit(128 + signal.SIGTERM) from None
             return "preempted"
         except BaseException as error:
             make_room()

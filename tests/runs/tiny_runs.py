@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
+import multiprocessing
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from mlplatform.cli.compose import Composed, compose
 from mlplatform.data.files import SHIPPED
 from mlplatform.runs.launch import prepare, start
+from mlplatform.runs.worker import Watch, main
+from mlplatform.runs.worker import run as work
 
 SMALL = [
     "model.trunk.depth=1",
@@ -32,12 +34,6 @@ SMALL = [
     "trainer.validate_every='4 steps'",
     "trainer.checkpoint_every='2 steps'",
 ]
-PREPARE = """
-import sys
-sys.path.insert(0, {here!r})
-import tiny_runs
-print(tiny_runs.prepared({folder!r}, *{overrides!r}))
-"""
 
 
 def scenes(folder: Path) -> Path:
@@ -77,11 +73,43 @@ def finished(folder: Path | str, *overrides: str) -> Path:
     return run
 
 
-def worker(run: Path, **environment: str) -> subprocess.Popen[str]:
-    """Start `python -m mlplatform.worker` on a prepared folder."""
-    command = [sys.executable, "-m", "mlplatform.worker", str(run)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env={**os.environ, **environment})
+class Child:
+    """`python -m mlplatform.worker` on a folder, in a process that has everything imported already (0.2 s, not 10)."""
+
+    def __init__(self, run: Path, watch: Watch | None = None) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["mlplatform.runs.worker", "mlplatform.cli.compose"])
+        self.said = run.parent / f"{run.name}.out"
+        self.process = context.Process(target=_work, args=(run, watch, self.said))
+        self.process.start()
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self.process.is_alive()
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        assert self.process.pid is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.process.pid, number)
+
+    def end(self, seconds: float = 120) -> tuple[int, str]:
+        """Wait for its end; return its exit code (below 0: the signal that killed it) and what it said."""
+        self.process.join(seconds)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        return self.process.exitcode or 0, self.said.read_text()
+
+
+def _work(run: Path, watch: Watch | None, said: Path) -> None:
+    with said.open("w", buffering=1) as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        if watch is not None:
+            work(run, watch=watch)
+            return
+        code = main([str(run)])
+    os._exit(code)
 
 
 def files(folder: Path) -> dict[str, bytes]:
