@@ -38,7 +38,7 @@ def places_of(composed: Composed, path: str) -> list[str]:
 def test_equals_hydra_where_hydra_can_say_it(option: str) -> None:
     """Without a change of kind our merging is Hydra's."""
     overrides = [f"model={option}", "++model.trunk.depth=3", "++seed=5", "+model.extra={a: [1, x], b: null}"]
-    overrides += ["++model.trunk={dim: 128}", "~model.hf"]
+    overrides += ["++model.trunk={dim: 128}", "++model.trunk.input.vocab=64", "~model.hf"]
     with initialize_config_dir(str(places.conf()), version_base="1.3"):
         theirs = OmegaConf.to_container(hydra_compose("train", overrides), resolve=True)
     assert compose("train", overrides).config == theirs
