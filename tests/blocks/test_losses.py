@@ -76,11 +76,23 @@ def test_under_bf16_autocast_as_torch_does_it(bias: bool, chunk_rows: int, monke
 
 
 def test_bf16_parameters_sum_their_gradient_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sum of many chunks in bf16 would stand still once it is large."""
+    """600 equal parts: a sum in bf16 would stand still at the 256th."""
     monkeypatch.setattr(losses, "CHUNK_BYTES", 4 * CLASSES)
+    hidden = torch.ones(600, DIM, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.zeros(CLASSES, DIM, dtype=torch.bfloat16, requires_grad=True)
+    bias = torch.zeros(CLASSES, dtype=torch.bfloat16, requires_grad=True)
+    total, _ = linear_cross_entropy_sum(hidden, weight, bias, torch.zeros(600, dtype=torch.long))
+    d_weight, d_bias = gradients(total, [weight, bias])
+    assert d_weight.dtype == d_bias.dtype == torch.bfloat16
+    torch.testing.assert_close(d_weight[1:].float(), torch.full((CLASSES - 1, DIM), 600 / CLASSES), rtol=0.01, atol=0)
+    torch.testing.assert_close(d_bias[1:].float(), torch.full((CLASSES - 1,), 600 / CLASSES), rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize("chunk_rows", [7, 1000])
+def test_bf16_parameters_have_the_gradients_of_fp32_ones(chunk_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "CHUNK_BYTES", 4 * CLASSES * chunk_rows)
     hidden, weight, added, labels = data(True, torch.bfloat16)
-    total, _ = linear_cross_entropy_sum(hidden, weight, added, labels)
-    got = gradients(total, [hidden, weight, added])
+    got = gradients(linear_cross_entropy_sum(hidden, weight, added, labels)[0], [hidden, weight, added])
     upcast = [part.detach().float().requires_grad_(True) for part in (hidden, weight, added) if part is not None]
     want = gradients(F.cross_entropy(F.linear(*upcast), labels, reduction="sum"), upcast)  # type: ignore[arg-type]
     for ours, true in zip(got, want, strict=True):
