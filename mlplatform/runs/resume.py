@@ -68,7 +68,8 @@ def _changed(folder: Path, before: dict[str, Any], changes: dict[str, Any]) -> t
         )
     config = copy.deepcopy(before)
     for path, value in given.items():
-        put(config, path, value)
+        block, _, field = path.rpartition(".")
+        put(config, *((block, {"kind": value}) if field == "kind" else (path, value)))  # another kind, other fields
     check_complete(folder, config)
     validate(config, "run")
     return config, given

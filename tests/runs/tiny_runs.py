@@ -80,7 +80,7 @@ class Child:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["mlplatform.runs.worker", "mlplatform.cli.compose"])
         self.said = run.parent / f"{run.name}.out"
-        self.process = context.Process(target=_work, args=(run, watch, self.said))
+        self.process = context.Process(target=_work, args=(run, watch, self.said, dict(os.environ)))
         self.process.start()
 
     @property
@@ -103,7 +103,8 @@ class Child:
         return self.process.exitcode or 0, self.said.read_text()
 
 
-def _work(run: Path, watch: Watch | None, said: Path) -> None:
+def _work(run: Path, watch: Watch | None, said: Path, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
     with said.open("w", buffering=1) as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         if watch is not None:
             work(run, watch=watch)
