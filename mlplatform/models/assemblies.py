@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from torch import Tensor, nn
 
 from mlplatform.context import Cache, Context, Output
+from mlplatform.errors import DataError
 from mlplatform.registry import Named, OneOf, Spec, block
 
 
@@ -78,7 +79,7 @@ class SingleTower(nn.Module):
             if labels is None or logits:
                 out.update(self.head(x, context))
             if labels is not None:
-                add_loss(out, *self.head.loss(x, labels, context))
+                add_loss(out, *head_loss(self.head, x, labels, context))
         return out
 
 
@@ -88,6 +89,13 @@ def choose_head(head: Spec | str | None, heads: Any) -> Spec | None:
         return head
     data = (heads or {}).get(head)
     return None if data is None else Spec(data, f"heads.{head}", "head")
+
+
+def head_loss(head: Any, x: Tensor, labels: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    """Return the head's loss as (sum, count). Raises DataError for a head that has none of its own."""
+    if not hasattr(head, "loss"):
+        raise DataError(f"the batch has 'labels', but the head '{head.kind}' has no loss; leave them out")
+    return head.loss(x, labels, context)
 
 
 def add_loss(out: Output, total: Tensor, count: Tensor) -> None:

@@ -78,6 +78,13 @@ def test_a_batch_without_a_target_has_loss_zero(family: str) -> None:
     out.loss.backward()
 
 
+@pytest.mark.parametrize("head", ["pooled", "pretraining"])
+def test_labels_for_a_head_without_a_loss(head: str) -> None:
+    model = tiny.model("bert", f"head={head}")
+    with pytest.raises(DataError, match="the batch has 'labels', but the head '(pooler|joint)' has no loss"):
+        model(input_ids=tokens(), labels=tokens())
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_halves_of_a_batch_sum_to_the_whole(family: str) -> None:
     """Loss sums and counts, and their gradients, add up: what accumulation stands on."""
