@@ -57,21 +57,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
             d_hidden = torch.empty_like(hidden) if needed else None
             d_weight = torch.zeros_like(weight, dtype=torch.float32) if needed else None
             d_bias = torch.zeros_like(bias, dtype=torch.float32) if needed and bias is not None else None
-            rows = max(1, CHUNK_BYTES // (4 * weight.shape[0]))
+            rows = max(1, CHUNK_BYTES // (hidden.element_size() * weight.shape[0]))
             for start in range(0, hidden.shape[0], rows):
                 part, targets = hidden[start : start + rows], labels[start : start + rows, None]
-                logits = (part @ cast.t()).float()
-                if bias is not None:
-                    logits += bias.float()
-                normaliser = logits.logsumexp(-1, keepdim=True)
-                total += (normaliser - logits.gather(-1, targets)).sum()
+                losses, d_logits = _softmax_losses(part, cast, bias, targets)
+                total += losses
                 if d_hidden is None or d_weight is None:
                     continue
-                d_logits = logits.sub_(normaliser).exp_()
-                d_logits.scatter_add_(-1, targets, torch.full_like(targets, -1, dtype=d_logits.dtype))
                 if d_bias is not None:
-                    d_bias += d_logits.sum(0)
-                d_logits = d_logits.to(hidden.dtype)
+                    d_bias += d_logits.sum(0, dtype=torch.float32)
                 torch.mm(d_logits, cast, out=d_hidden[start : start + rows])
                 if d_weight.dtype == hidden.dtype:
                     d_weight.addmm_(d_logits.t(), part)
@@ -87,3 +81,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_hidden, d_weight, d_bias = ctx.saved_tensors
         scale = grads[0]
         return d_hidden * scale, d_weight * scale, None if d_bias is None else d_bias * scale, None
+
+
+def _softmax_losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (sum of the losses in fp32, their gradient by the logits (rows, classes) in the dtype of hidden).
+
+    One pass of softmax over the logits, in fp32 whatever their dtype. The log of the normaliser comes from the largest
+    probability, which is at least 1 / classes, so that the logits are read once more and no exponential is taken twice.
+    """
+    logits = hidden @ weight.t() if bias is None else torch.addmm(bias.to(hidden.dtype), hidden, weight.t())
+    largest, place = logits.max(-1, keepdim=True)
+    probabilities = torch.softmax(logits, -1, dtype=torch.float32)
+    normaliser = largest.float() - probabilities.gather(-1, place).log()
+    losses = normaliser - logits.gather(-1, targets).float()
+    probabilities.scatter_(-1, targets, torch.expm1(-losses))
+    return losses.sum(), probabilities.to(hidden.dtype)

@@ -9,6 +9,12 @@ from torch import Tensor, nn
 from mlplatform.registry import PositiveFloat, block
 
 
+def rounded_once(x: Tensor) -> Tensor:
+    """Under autocast, round a norm's output to the lower precision here, not again in every product that reads it."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+
+
 @block("norm/layer_norm")
 class LayerNorm(nn.LayerNorm):
     """(x - mean) / sqrt(variance + eps) * weight + bias. arXiv:1607.06450"""
@@ -37,4 +43,4 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight + 1.0 if self.unit_offset else self.weight
-        return F.rms_norm(x, weight.shape, weight.to(x.dtype), self.eps)
+        return rounded_once(F.rms_norm(x, weight.shape, weight.to(x.dtype), self.eps))
