@@ -18,7 +18,7 @@ def count(number: float) -> str:
 
 def banner(folder: Path, record: dict[str, Any], config: dict[str, Any], resumed: int) -> list[str]:
     """Return the lines a run starts with: where it goes, model, data, how it trains."""
-    trunk = config["model"].get("trunk", {})
+    trunk, optimizer = config["model"].get("trunk", {}), config["optimizer"]
     batch, trainer = Spec(config["batch"], "batch", "batch"), Spec(config["trainer"], "trainer", "trainer")
     data, parameters = record["data"], record["parameters"]
     train = data["train"]
@@ -29,7 +29,7 @@ def banner(folder: Path, record: dict[str, Any], config: dict[str, Any], resumed
         f"model  {name}, {count(parameters)} parameters{shape}; task {config['task']['kind']}",
         f"data   {train['documents']} documents, {count(train['tokens'])} tokens, vocabulary {data['vocabulary']}; "
         f"{batch['sequences']} x {batch['length']} tokens a step",
-        f"train  {trainer['max']}, {trainer['precision']}, {config['optimizer'].get('kind', 'target')}, "
+        f"train  {trainer['max']}, {trainer['precision']}, {optimizer.get('kind') or optimizer['_target_']}, "
         f"strategy {config['strategy']['kind']} on {trainer['devices']} device(s), seed {config.get('seed', 0)}",
     ]
     return lines

@@ -1,0 +1,65 @@
+"""The proof itself, for real: it holds for a sound run, and a run that is not resumed exactly fails it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_runs import composed
+
+from mlplatform.errors import RunError
+from mlplatform.runs import record
+from mlplatform.runs.verify_resume import BATCHES, batches_of, compare, shortened, verify_resume
+from mlplatform.training.checkpoints import newest_whole
+
+
+def test_a_sound_run_is_proved_and_a_falsified_one_is_not(tmp_path: Path) -> None:
+    said: list[str] = []
+    config = composed(tmp_path, "optimizer=muon", "batch.workers=1", "trainer.ema=0.9").config
+    found = verify_resume(config, argv=["mlplatform", "verify-resume"], steps=8, say=said.append)
+    assert found["equal"] is True
+    killed, inside = found["killed after a step"], found["killed inside a save"]
+    assert (killed["resumed_at"], killed["differences"]) == (3, [])
+    assert (inside["resumed_at"], inside["differences"]) == (3, [])
+    assert said[1:] == [
+        "killed after a step: resumed at step 3; batches, losses, weights and optimizer are equal, bit for bit",
+        "killed inside a save: resumed at step 3; batches, losses, weights and optimizer are equal, bit for bit",
+    ]
+    whole, other = Path(found["undisturbed"]), Path(killed["run"])
+    assert record.read(whole)["verify_resume"] == found
+    assert [len(record.read(Path(run))["sessions"]) for run in (whole, other)] == [1, 2]
+    assert list(batches_of(whole)) == list(range(1, 9))
+    assert len(set(batches_of(whole).values())) == 8
+
+    lines = (other / BATCHES).read_text().splitlines()
+    assert len(lines) > 8  # the steps that were done twice
+    row = json.loads(lines[-1])
+    (other / BATCHES).write_text("\n".join([*lines[:-1], json.dumps({**row, "inputs": "another"})]) + "\n")
+    (difference,) = compare(whole, other)
+    assert difference == f"inputs of step 8: {row['inputs']} and another"
+
+    path, _ = newest_whole(Path(inside["run"]) / "checkpoints")
+    assert path is not None
+    data = bytearray((path / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (path / "model.safetensors").write_bytes(data)
+    assert any("model.safetensors" in text for text in compare(whole, Path(inside["run"])))
+
+
+def test_a_run_that_fails_by_itself_is_no_proof(tmp_path: Path) -> None:
+    config = composed(tmp_path, "optimizer=adamw", "optimizer.lr=1e20", "trainer.clip_norm=null").config
+    with pytest.raises(RunError, match=r"ended with exit code \d: .*RunError: step \d+"):
+        verify_resume(config, argv=[], steps=8, say=lambda line: None)
+
+
+def test_only_length_and_intervals_are_shortened(tmp_path: Path) -> None:
+    config = composed(tmp_path, "logger=tensorboard", "trainer.keep_best=3").config
+    short = shortened(config, 12)
+    changed = {key for key in config if config[key] != short[key]}
+    assert changed == {"experiment", "trainer", "logger"}
+    trainer = {
+        key: short["trainer"][key] for key in short["trainer"] if short["trainer"][key] != config["trainer"][key]
+    }
+    assert trainer == {"max": "12 steps", "validate_every": "12 steps", "checkpoint_every": "3 steps"}
+    assert config["trainer"]["max"] == "8 steps"
