@@ -35,8 +35,9 @@ def forward_flops(model: nn.Module, length: int) -> Work:
     Args:
         length: tokens of the sequence; source and target both have that many, and an image as many as it has patches.
 
-    What is not a product (norms, activations, softmax, table look-ups) is left out, as `FORMULA` says. A parameter
-    with two dimensions or more in a block of somebody's own counts as a matrix every token goes through.
+    What is not a product (norms, activations, softmax, table look-ups) is left out, as `FORMULA` says. Any parameter
+    with two dimensions or more counts as a matrix every position goes through; a block in which that is not so may
+    say its own with a method `flops(rows, memory) -> (matrices, attention)`.
     """
     return _work(model, length, length)
 
@@ -86,6 +87,8 @@ def _tower_rows(tower: nn.Module, length: int) -> int:
 
 def _work(module: nn.Module, rows: int, memory: int) -> Work:
     """Return the FLOPs of `rows` positions going through a module, beside a memory of so many."""
+    if callable(told := getattr(module, "flops", None)):
+        return told(rows, memory)
     if isinstance(module, Heads):
         return _attention(module, rows, memory)
     if isinstance(module, Patches):

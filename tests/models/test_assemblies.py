@@ -81,7 +81,7 @@ def test_a_batch_without_a_target_has_loss_zero(family: str) -> None:
 @pytest.mark.parametrize("head", ["pooled", "pretraining"])
 def test_labels_for_a_head_without_a_loss(head: str) -> None:
     model = tiny.model("bert", f"head={head}")
-    with pytest.raises(DataError, match="the batch has 'labels', but the head '(pooler|joint)' has no loss"):
+    with pytest.raises(DataError, match=r"the batch has 'labels', but the head '(pooler|joint)' has no loss"):
         model(input_ids=tokens(), labels=tokens())
 
 

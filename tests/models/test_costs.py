@@ -163,3 +163,13 @@ def test_bytes_under_autocast() -> None:
     assert {p.element_size() for p in parameters} == {weights}
     assert {p.grad.element_size() for p in parameters if p.grad is not None} == {gradients}
     assert {t.element_size() for pair in cache.entries.values() for t in pair} == {cached}
+
+
+def test_a_block_may_say_its_own() -> None:
+    model = build(tiny.spec("llama"), device="meta")
+    matrices, attention = costs.forward_flops(model, LENGTH)
+    for layer in model.trunk.layers:  # type: ignore[union-attr]
+        mlp = sum(2 * LENGTH * p.numel() for p in layer.mlp.parameters())  # type: ignore[union-attr]
+        layer.mlp.flops = lambda rows, memory: (3.0 * rows, 5.0)  # type: ignore[union-attr]
+        matrices += 3 * LENGTH - mlp
+    assert costs.forward_flops(model, LENGTH) == (matrices, attention + 2 * 5)
