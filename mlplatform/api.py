@@ -28,7 +28,7 @@ def compose(model: str, overrides: Sequence[str] = (), *, config_dirs: ConfigDir
     Raises:
         SpecError: every problem, each with the file and line or the override it came from.
     """
-    return Spec.of(_composed(model, overrides, config_dirs).config, "model")
+    return _composed(model, overrides, config_dirs)[0]
 
 
 def build(
@@ -54,9 +54,9 @@ def build(
 
     if not isinstance(model, str):
         return build_spec(model, device=device, dtype=dtype, seed=seed)
-    composed = _composed(model, overrides, config_dirs)
+    spec, composed = _composed(model, overrides, config_dirs)
     with composed.located():
-        return build_spec(Spec.of(composed.config, "model"), device=device, dtype=dtype, seed=seed)
+        return build_spec(spec, device=device, dtype=dtype, seed=seed)
 
 
 def load(
@@ -104,7 +104,10 @@ def save(model: nn.Module, folder: str | Path, *, tokenizer: Any = None, shard_s
     interop.save(model, folder, tokenizer=tokenizer, shard_size=shard_size)
 
 
-def _composed(model: str, overrides: Sequence[str], config_dirs: ConfigDirs) -> Composed:
+def _composed(model: str, overrides: Sequence[str], config_dirs: ConfigDirs) -> tuple[Spec, Composed]:
     from mlplatform.cli.compose import compose_model
+    from mlplatform.cli.departures import told_apart
 
-    return compose_model(model, overrides, config_dirs).check()
+    folders = list(config_dirs)
+    composed = compose_model(model, overrides, folders).check()
+    return Spec.of(told_apart(composed.config, model, folders), "model"), composed

@@ -56,3 +56,42 @@ def test_a_family_of_ones_own_is_a_yaml_in_a_folder(tmp_path: Path) -> None:
 def test_unknown_names_of_the_package_are_attribute_errors() -> None:
     with pytest.raises(AttributeError, match="no attribute 'biuld'"):
         mp.biuld  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "block/mlp@trunk.layer.mlp=moe",
+        "block/mlp@trunk.layer.mlp=mlp",
+        "block/norm@trunk.norm=layer_norm",
+        "trunk.layer.attention.qk_norm=true",
+        "trunk.layer.attention.window=64",
+        "trunk.layer.kind=parallel",
+    ],
+)
+def test_a_model_its_config_json_cannot_say_is_not_saved_as_another(override: str, tmp_path: Path) -> None:
+    model = mp.build("llama_tiny", [override, "trunk.depth=1"])
+    with pytest.raises(SpecError, match=r"trunk\..*: llama's config\.json has no word for it"):
+        mp.save(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("llama_tiny", ["trunk.dim=96", "trunk.layer.dropout=0.1", "head=sequence_classification", "init.std=0.1"]),
+        ("llama_tiny", ["heads.lm.tied=false", "trunk.layer.attention.bias=true"]),
+        ("llama_tiny", ["block/rope_scaling@trunk.layer.attention.rope.scaling=yarn"]),
+        ("gpt2", ["trunk.dim=96", "trunk.layer.mlp.width=64"]),
+        ("bert", ["head=pooled", "trunk.layer.mlp.activation=relu"]),
+    ],
+)
+def test_a_model_its_config_json_can_say_comes_back_bit_for_bit(
+    name: str, overrides: list[str], tmp_path: Path
+) -> None:
+    model = mp.build(name, [*overrides, "trunk.depth=1"])
+    mp.save(model, tmp_path / "out")
+    again = mp.load(tmp_path / "out")
+    ours, theirs = model.state_dict(), again.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)

@@ -97,12 +97,13 @@ def verify_resume(arguments: Arguments) -> int:
     arguments.plain(most=0)
     steps = arguments.whole("steps", 12, least=6)
     result = composed(arguments).check()
+    from mlplatform.cli.train import runnable
     from mlplatform.runs.verify_resume import verify_resume as prove
 
     as_json = arguments.flag("json")
     with result.located():
         found = prove(
-            result.config,
+            runnable(result, arguments),
             argv=["mlplatform", *sys.argv[1:]],
             steps=steps,
             say=(lambda line: print(line, file=sys.stderr)) if as_json else print,

@@ -10,6 +10,7 @@ from typing import Any
 from mlplatform.cli.arguments import Arguments, suggest
 from mlplatform.cli.compose import Composed, compose_model
 from mlplatform.cli.config import composed
+from mlplatform.cli.departures import told_apart
 from mlplatform.cli.library import Library
 from mlplatform.errors import SpecError
 
@@ -26,7 +27,7 @@ def train(arguments: Arguments) -> int:
 
     with result.located():
         folder, experiment = prepare(
-            result.config,
+            runnable(result, arguments),
             overrides=arguments.overrides(),
             argv=["mlplatform", *sys.argv[1:]],
             from_environment=result.from_environment,
@@ -36,6 +37,15 @@ def train(arguments: Arguments) -> int:
     after = f"mlplatform generate {folder} 'To be'" if status == "finished" else f"mlplatform resume {folder}"
     suggest(after, "mlplatform ls")
     return 0
+
+
+def runnable(result: Composed, arguments: Arguments) -> dict[str, Any]:
+    """Return the config to run; a model that Hugging Face's files can't say is one without an `hf` map, and said so."""
+    name = result.choices.get("model")
+    model = told_apart(result.config["model"], name, arguments.options.get("config-dir", []))
+    if reason := (model.get("hf") or {}).get("departs"):
+        print(f"note: {reason}; checkpoints load here, and can't be exported to Hugging Face", file=sys.stderr)
+    return {**result.config, "model": model}
 
 
 def sizes(arguments: Arguments) -> Iterator[tuple[str, dict[str, Any]]]:

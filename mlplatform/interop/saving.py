@@ -41,6 +41,8 @@ def config_json(model: nn.Module) -> dict[str, Any]:
     """Return the config.json of a model. Raises SpecError when its YAML can't say one."""
     spec: dict[str, Any] = model.spec  # type: ignore[assignment]
     hf = spec.get("hf") or {}
+    if "departs" in hf:
+        raise SpecError(f"{hf['departs']}, so this model can't be written in Hugging Face's format")
     if "weights" not in hf and "parts" not in hf:
         raise SpecError("hf: this model's YAML has no hf.weights, so it can't be written in Hugging Face's format")
     config = write_config(spec, getattr(model, "hf_kept", None) or {})

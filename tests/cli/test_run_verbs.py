@@ -46,7 +46,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.chdir(folder)
     os.environ["SOME_TOKEN"] = "hush-hush"
     try:
-        assert main(["train", *SMALL, "trainer.max=4 steps", "prompt=${oc.env:SOME_TOKEN}"]) == 0
+        assert main(["train", *SMALL, "optimizer=adamw", "trainer.max=4 steps", "prompt=${oc.env:SOME_TOKEN}"]) == 0
         assert main(["train", *SMALL, "trainer.max=2 steps", "optimizer=muon", "seed=3"]) == 0
         yield folder
     finally:
