@@ -12,7 +12,7 @@ that says something is read and the first is written), or an operator:
     trunk.exceptions: {layers: layer_types, kinds: {full_attention: {attention: {rope: null}}}}    (layer_lists.py)
     trunk.exceptions: {first: num_dense_layers, are: {mlp: {...}}}
 
-Several operators for one path stand in a list. `{encoder,decoder}.dim: d_model` is two rules.
+Several operators for one path stand in a list, and have to agree. `{encoder,decoder}.dim: d_model` is two rules.
 """
 
 from __future__ import annotations
@@ -90,10 +90,17 @@ class ConfigMap:
             there, value = look(config, key)
             return (there, value) if there else (key in self.defaults, self.defaults.get(key))
 
+        said: dict[str, tuple[str, Any]] = {}
         for rule in self.rules:
             if not isinstance(rule, LayerRule):
                 old = self._value(spec, rule.path) if isinstance(rule, RopeValue) else None
-                self._put(spec, rule.path, rule.read(find, old))
+                value = rule.read(find, old)
+                key, other = said.setdefault(rule.path, (rule.keys[0], value))
+                if other != value:
+                    raise CheckpointError(
+                        f"config.json says {key}={other!r} and {rule.keys[0]}={value!r}, which are one number here"
+                    )
+                self._put(spec, rule.path, value)
         for rule in self.rules:
             if isinstance(rule, LayerRule):
                 depth, old = self._value(spec, rule.depth_path), self._value(spec, rule.path)

@@ -91,6 +91,11 @@ class EncoderDecoder(nn.Module):
                 add_loss(out, *self.head.loss(x, labels, context))
         return out
 
+    @property
+    def trunk(self) -> nn.Module:
+        """The tower that reads the input, by the name it has in `single_tower`."""
+        return self.encoder
+
     def encode(self, batch: Mapping[str, Any], output_hidden_states: bool = False) -> Output:
         """Run the encoder alone: `encoder_last_hidden_state`, and `encoder_padding` (batch, length) or None."""
         length, device = self.encoder.input.size(batch)

@@ -16,7 +16,7 @@ class VisionLanguage(nn.Module):
     """An image tower, a projector, and a language model in whose input image tokens become image features.
 
     Args:
-        vision: a model whose tower gives one vector per patch. language: any causal model.
+        vision: a model whose tower gives one vector per patch. language: any causal or encoder-decoder model.
         projector: from the tower's width to the language model's.
         image_token: the token the features replace, one each; HF's `image_token_index`.
         feature_layer: which hidden states are read, counted as HF's `vision_feature_layer` (-1 the last).

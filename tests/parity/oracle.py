@@ -62,22 +62,27 @@ class Case:
 def randomised(case: Case) -> nn.Module:
     """Build the reference with every parameter moved away from its initial value, so that a wrong mapping shows."""
     torch.manual_seed(0)
-    model = case.model._from_config(case.config, attn_implementation="eager").eval()
-    generator = torch.Generator().manual_seed(1)
+    model = randomise(case.model._from_config(case.config, attn_implementation="eager").eval())
+    if case.prepare is not None:
+        case.prepare(model)
+    return model
+
+
+def randomise(model: nn.Module, seed: int = 1) -> nn.Module:
+    """Move every parameter and statistic away from its initial value, keeping the size of what passes through."""
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.dim() < 2:
                 parameter.add_(0.2 * noise)
-            elif any(word in name for word in ("embed", "wte", "wpe", "shared", "position")):
+            elif any(word in name for word in ("embed", "wte", "wpe", "shared", "position", "table")):
                 parameter.copy_(0.3 * noise)
             else:
                 parameter.copy_(noise / math.sqrt(parameter[0].numel()))
         for name, buffer in model.named_buffers():
             if name.endswith(("running_mean", "running_var")):
                 buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
-    if case.prepare is not None:
-        case.prepare(model)
     return model
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases import CASES
-from oracle import Case, broken, config_of, difference, gradient_gap, randomised, tensors_of
+from oracle import Case, broken, config_of, difference, gradient_gap, randomise, randomised, tensors_of
 
 import mlplatform as mp
 
@@ -46,6 +46,18 @@ def test_round_trip(case: Case, reference: torch.nn.Module, tmp_path: Path) -> N
     assert not any(said.values()), said
     for name, parameter in again.state_dict().items():
         assert torch.equal(parameter, reference.state_dict()[name]), name
+
+
+def test_made_here(case: Case, reference: torch.nn.Module, tmp_path: Path) -> None:
+    """A model that was never a file of theirs is one they load, and compute the same with."""
+    ours = mp.build(mp.load(tmp_path / "theirs", config_dirs=case.config_dirs).spec)
+    mp.save(randomise(ours.eval(), seed=3), tmp_path / "ours")
+    theirs, said = type(reference).from_pretrained(
+        tmp_path / "ours", output_loading_info=True, attn_implementation="eager"
+    )
+    assert not any(said.values()), said
+    theirs.config.pad_token_id = reference.config.pad_token_id  # a tokenizer's matter; their classifiers look for it
+    assert difference(case, ours, theirs.eval(), case.paddings[-1]) <= 2 * case.within
 
 
 def test_control(case: Case, reference: torch.nn.Module, tmp_path: Path) -> None:

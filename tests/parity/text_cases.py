@@ -104,6 +104,32 @@ def own_head(model: nn.Module) -> None:
     model.lm_head.weight = nn.Parameter(weight * 0.3)
 
 
+def t5gemma2(variant: str, more: dict[str, Any] | None = None, **kw: Any) -> Case:
+    ropes = {"sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}
+    ropes["full_attention"] = {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0}
+    text = {**TEXT_SIZE, "num_hidden_layers": 3, "num_key_value_heads": 2, "head_dim": 12, "sliding_window": 5}
+    text |= {"query_pre_attn_scalar": 10, "final_logit_softcapping": 8.0, "rope_parameters": ropes}
+    text |= {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"], **(more or {})}
+    vision = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision |= {"model_type": "siglip_vision_model", "image_size": 16, "patch_size": 4}
+    tokens = {"mm_tokens_per_image": 4, "boi_token_index": 90, "eoi_token_index": 91}
+    encoder = {"text_config": text, "vision_config": vision, **tokens}
+    kw.setdefault("break_at", ("language.decoder.layer.attention.window", 4))
+    kw.setdefault("inputs", pair_batch)
+    config = tf.T5Gemma2Config(encoder=encoder, decoder=dict(text), image_token_index=92)
+    return Case("t5gemma2", variant, tf.T5Gemma2ForConditionalGeneration, config, **kw)
+
+
+def image_batch(padding: str | None) -> dict[str, Tensor]:
+    """Return a batch whose texts hold one image each: four places for it and its end."""
+    batch = pair_batch(padding)
+    start = 7 if padding == "left" else 0
+    batch["input_ids"] %= 90
+    batch["input_ids"][:, start : start + 5] = torch.tensor([92, 92, 92, 92, 91])
+    generator = torch.Generator().manual_seed(4)
+    return {**batch, "pixel_values": torch.randn(3, 3, 16, 16, generator=generator)}
+
+
 GATED: dict[str, Any] = {"feed_forward_proj": "gated-gelu"}
 TEXT = [
     roberta("masked_lm", tf.RobertaForMaskedLM, fields=("logits", *STATES)),
@@ -159,5 +185,8 @@ TEXT = [
     ),
     t5("v1.1-tied-unscaled", more={**GATED, "tie_word_embeddings": False}),
     t5("v1.1-tied-scaled-silu", more={"feed_forward_proj": "gated-silu"}),
+    t5gemma2("text", fields=("logits", *PAIR_STATES)),
+    t5gemma2("images", inputs=image_batch, fields=("logits", "encoder_last_hidden_state")),
+    t5gemma2("even-window", {"sliding_window": 4}, break_at=("language.encoder.layer.attention.window", 5)),
     afmoe("all-full-biased", {"layer_types": ["full_attention"] * 4, "attention_bias": True}),
 ]
