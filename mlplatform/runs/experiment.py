@@ -177,9 +177,7 @@ class Experiment:
                 f"init_from={self.init_from}: {name} is {list(theirs.get(name, ()))} there and "
                 f"{list(ours.get(name, ()))} in this run's model; choose the model's YAML of that size"
             )
-        own, given = _numbers(self.model.data), _numbers(loaded.spec)  # type: ignore[arg-type]
-        other = [f"{k}={own.get(k)!r} ({given.get(k)!r} there)" for k in (own | given) if own.get(k) != given.get(k)]
-        if other:
+        if other := _differences(self.model.data, loaded.spec):  # type: ignore[arg-type]
             log.warning("init_from=%s was made with other values than this run's model: %s", folder, listing(other))
         model.load_state_dict(weights, assign=True)
         return model
@@ -189,10 +187,12 @@ def _size(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _numbers(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what decides what a trained model computes, by dotted path."""
-    found = leaves({name: value for name, value in spec.items() if name not in ("hf", "heads")})
-    return {path: value for path, value in found.items() if not path.endswith("dropout")}
+def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Return where two models of the same weights compute otherwise: values both state, and blocks only one has."""
+    own, given = (leaves({k: v for k, v in spec.items() if k not in ("hf", "heads")}) for spec in (ours, theirs))
+    paths = [path for path in own | given if not path.endswith("dropout") and own.get(path) != given.get(path)]
+    paths = [path for path in paths if (path in own and path in given) or path.endswith(".kind")]
+    return [f"{path}={own.get(path)!r} ({given.get(path)!r} there)" for path in paths]
 
 
 def _family(spec: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -165,6 +165,17 @@ def test_killed_inside_a_save_the_checkpoint_before_is_whole(tmp_path: Path) -> 
     assert last(folder) == last(whole)
 
 
+def test_killed_after_the_last_checkpoint_no_step_is_done_again(tmp_path: Path) -> None:
+    folder = finished(tmp_path)
+    before, end = curves(folder), last(folder)
+    record.update(folder, status="running")  # as it stands while the sample is being written
+    (folder / "samples" / "step=00000008.txt").unlink()
+    assert start(folder) == "finished"
+    assert (curves(folder), last(folder)) == (before, end)
+    assert record.read(folder)["steps"] == 8
+    assert (folder / "samples" / "step=00000008.txt").exists()
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "manifest.json"])
 def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_used(
     tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
