@@ -12,7 +12,8 @@ from mlplatform.registry import PositiveFloat, block
 def rounded_once(x: Tensor) -> Tensor:
     """Under autocast, round a norm's output to the lower precision here, not again in every product that reads it."""
     device = x.device.type
-    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+    lower = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # a meta tensor has none
+    return x.to(torch.get_autocast_dtype(device)) if lower else x
 
 
 @block("norm/layer_norm")

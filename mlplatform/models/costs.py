@@ -5,6 +5,8 @@ Everything is worked out from the modules' shapes, so a model on the meta device
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import nn
 
 from mlplatform.blocks.attention import Attention, CrossAttention, Heads, MergedAttention
@@ -87,7 +89,8 @@ def _tower_rows(tower: nn.Module, length: int) -> int:
 
 def _work(module: nn.Module, rows: int, memory: int) -> Work:
     """Return the FLOPs of `rows` positions going through a module, beside a memory of so many."""
-    if callable(told := getattr(module, "flops", None)):
+    told: Callable[[int, int], Work] | None = getattr(module, "flops", None)  # type: ignore[assignment]
+    if told is not None:
         return told(rows, memory)
     if isinstance(module, Heads):
         return _attention(module, rows, memory)

@@ -65,12 +65,17 @@ def test_a_window_leaves_only_its_keys() -> None:
 @pytest.mark.parametrize("name", Library().options("model"))
 def test_flops_of_every_shipped_model_equal_torchs_counter(name: str) -> None:
     spec = compose_model(name).check().config
-    if "trunk" not in spec or "moe" in str(spec):
-        pytest.skip("not one tower of tokens, or experts that can't be counted on meta: the tests of assemblies do")
-    spec["trunk"] |= {"depth": 2, "exceptions": []}
+    towers = [spec[part] for part in ("trunk", "encoder", "decoder") if part in spec]
+    if not all("tokens" in tower["input"]["kind"] for tower in towers) or not towers or "moe" in str(spec):
+        pytest.skip(
+            "reads more than tokens, or has experts, which can't be counted on meta: see the tests of assemblies"
+        )
+    for tower in towers:
+        tower |= {"depth": 2, "exceptions": []}
     model = build(spec, device="meta")
     tokens = torch.zeros(1, LENGTH, dtype=torch.long, device="meta")
-    assert counted(lambda: model(input_ids=tokens)) == sum(costs.forward_flops(model, LENGTH))
+    batch = {"input_ids": tokens} | ({"decoder_input_ids": tokens} if "decoder" in spec else {})
+    assert counted(lambda: model(**batch)) == sum(costs.forward_flops(model, LENGTH))
 
 
 def merged() -> dict[str, Any]:
