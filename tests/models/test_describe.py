@@ -42,14 +42,14 @@ def test_llama_3_8b_has_its_published_numbers() -> None:
 
 
 def test_llama_3_70b_takes_seconds(tmp_path: Path) -> None:
-    """From a fresh process to the text, torch's import included: 2 s alone, so 10 s hold on a busy machine too."""
+    """From a fresh process to the text, torch's import included: 2 s, counted as the process's own time."""
     program = (
-        "import time; start = time.perf_counter()\n"
+        "import time\n"
         "from mlplatform.cli.compose import compose_model\n"
         f"spec = compose_model('llama', {LLAMA_70B!r}).check().config\n"
         "from mlplatform.models.describe import describe\n"
         "told = describe(spec); told.text()\n"
-        "print(told.total, time.perf_counter() - start)\n"
+        "print(told.total, time.process_time())\n"
     )
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
     total, seconds = out.stdout.split()

@@ -213,10 +213,10 @@ def test_an_interpolation_waits_until_it_is_resolved() -> None:
 def test_checking_is_quick() -> None:
     data = tiny.encoder_decoder()
     validate(data, "model")
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in range(100):
         validate(data, "model")
-    assert time.perf_counter() - start < 2  # 0.06 s alone
+    assert time.process_time() - start < 2  # 0.06 s alone
 
 
 # ---- merging, selecting, expanding ----
