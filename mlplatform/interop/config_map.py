@@ -12,7 +12,7 @@ that says something is read and the first is written), or an operator:
     trunk.exceptions: {layers: layer_types, kinds: {full_attention: {attention: {rope: null}}}}    (layer_lists.py)
     trunk.exceptions: {first: num_dense_layers, are: {mlp: {...}}}
 
-Several operators for one path stand in a list, and have to agree. `{encoder,decoder}.dim: d_model` is two rules.
+Several operators for one path stand in a list, and have to agree. null takes an inherited rule away. `{encoder,decoder}.dim: d_model` is two rules.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ class ConfigMap:
         pairs = [
             pair
             for left, right in {**(hf.get("config") or {}), **(own.get("config") or {})}.items()
+            if right is not None
             for pair in _pairs(left, right)
         ]
         self.expect = {**PLAIN, **(hf.get("expect") or {}), **(own.get("expect") or {})}

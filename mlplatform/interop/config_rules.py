@@ -140,8 +140,8 @@ class RopeValue:
     """A rope and HF's convention for it.
 
     Args:
-        right: {rope: true}, or {rope: true, key: their nested parameters, theta: ..., scaling: ...}, the last two for
-            files that have no such key.
+        right: {rope: true}, with `key` where theirs are nested; `theta`, `fraction` and `scaling` name the keys of files
+            that have no such parameters, where they aren't the usual ones.
         ignored: keys within their parameters that others read, or nobody.
     """
 
@@ -149,11 +149,13 @@ class RopeValue:
 
     def __init__(self, path: str, right: Mapping[str, Any], ignored: set[str]) -> None:
         self.path = path
-        self.key = right.get("key")
-        self.old = {"rope_theta": right.get("theta"), "rope_scaling": right.get("scaling")}
-        self.prefix = f"{self.key or 'rope_parameters'}."
+        words = {"rope_parameters": "key", "rope_theta": "theta", "rope_scaling": "scaling"}
+        words["partial_rotary_factor"] = "fraction"
+        usual = {} if "key" in right else {name: name for name in ROPE_KEYS}
+        self.names = usual | {name: right[word] for name, word in words.items() if word in right}
+        self.keys = list(self.names.values())
+        self.prefix = f"{self.names['rope_parameters']}."
         self.ignored = {key.removeprefix(self.prefix) for key in ignored if key.startswith(self.prefix)}
-        self.keys = [self.key, *(k for k in self.old.values() if k)] if self.key else list(ROPE_KEYS)
 
     def drop(self, config: dict[str, Any]) -> None:
         """Delete all but what others read, or nobody."""
@@ -166,14 +168,7 @@ class RopeValue:
                 remove(config, key)
 
     def read(self, find: Find, old: Any) -> Any:
-        if self.key is None:
-            given = {key: value for key in ROPE_KEYS for there, value in [find(key)] if there and value is not None}
-        else:
-            names = {"rope_parameters": self.key, **self.old}
-            found = {name: find(key) for name, key in names.items() if key}
-            given = {name: value for name, (there, value) in found.items() if there and value is not None}
-            if "rope_parameters" in given:
-                given = {"rope_parameters": given["rope_parameters"]}
+        given = {name: find(key)[1] for name, key in self.names.items() if find(key)[1] is not None}
         return old if old is None else read_rope(given, dict(old), self.ignored)
 
     def write(self, value: Any, config: dict[str, Any], defaults: Mapping[str, Any], absent: set[str]) -> None:

@@ -83,15 +83,17 @@ def weight_rules(spec: Mapping[str, Any], bare: bool, every_head: bool = False) 
         bare: theirs is a file of the bare model, whose names lack `hf.base_prefix`.
     """
     hf = spec.get("hf") or {}
-    prefix, start = hf.get("base_prefix", ""), "" if bare else base_prefix(spec)
+    prefix, own_prefix = hf.get("base_prefix", ""), "" if bare else base_prefix(spec)
     heads = hf.get("heads") or {}
+
+    def moved(name: str) -> str:
+        return own_prefix + name.removeprefix(prefix) if name.startswith(prefix) else name
+
     chosen = list(heads.values()) if every_head else [heads.get(head_name(spec)) or {}]
     for section in (hf, *chosen):
         for left, right in ((section or {}).get("weights") or {}).items():
-            yield (
-                left,
-                _renamed(right, lambda name: start + name.removeprefix(prefix) if name.startswith(prefix) else name),
-            )
+            if right is not None:  # null takes an inherited rule away
+                yield left, _renamed(right, moved)
     for name, part in (hf.get("parts") or {}).items():
         start = part.get("weights", "")
         starts = [start] if isinstance(start, str) else list(start)

@@ -10,7 +10,7 @@ A rule's left side names our module or parameter, its right side theirs; a modul
     {reshaped: NAME, ones: N}                   theirs has N leading axes of size one more (N < 0: fewer)
     {reshaped: NAME, ones_after: N}             theirs has N trailing axes of size one more (a 1x1 convolution)
 
-`transposed: true` beside another operator combines.
+`transposed: true` beside another operator combines. null takes an inherited rule away.
 """
 
 from __future__ import annotations
