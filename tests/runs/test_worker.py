@@ -274,6 +274,34 @@ def test_a_full_disk_fails_the_run_with_a_whole_checkpoint_and_room_lets_it_go_o
     assert last(moved) == last(whole)
 
 
+class Limited(Watch):
+    """From the n-th checkpoint on, no file may be larger than 20 kB."""
+
+    def __init__(self, save: int) -> None:
+        self.left = save
+
+    def saving(self, checkpoint: Path) -> None:
+        import resource
+
+        self.left -= 1
+        if self.left == 0:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+
+
+def test_a_file_that_can_not_grow_fails_the_run_with_the_checkpoint_before(tmp_path: Path) -> None:
+    whole, folder = finished(tmp_path), prepared(tmp_path)
+    code, _ = Child(folder, Limited(2)).end()
+    assert code == 1
+    known = record.read(folder)
+    assert known["status"] == "failed"
+    assert re.search(r"step=00000006: can't write the checkpoint: .*step=00000004, is whole", known["error"])
+    assert [step_of(path) for path in checkpoints(folder / "checkpoints")] == [2, 4]
+    assert start(folder) == "finished"
+    assert record.read(folder)["error"] is None
+    assert not (folder / "error.txt").exists()
+    assert (curves(folder), last(folder)) == (curves(whole), last(whole))
+
+
 def test_a_run_whose_data_changed_is_not_gone_on_with(tmp_path: Path) -> None:
     folder = prepared(tmp_path)
     assert Child(folder, KilledInside(3)).end()[0] == -signal.SIGKILL
