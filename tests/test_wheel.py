@@ -40,7 +40,7 @@ def test_the_wheel_trains_from_an_empty_folder(wheel: Path, tmp_path: Path) -> N
     empty.mkdir()
     environment = {**os.environ, "PYTHONPATH": str(site), "MLPLATFORM_CACHE": str(tmp_path / "cache")}
     small = ["trainer.max=2 steps", "trainer.validate_every=2 steps", "trainer.checkpoint_every=2 steps"]
-    small += ["model.trunk.depth=1", "model.trunk.dim=64", "model.trunk.layer.mlp.width=64", "batch.length=32"]
+    small += ["model.trunk.depth=1", "model.trunk.dim=48", "model.trunk.layer.mlp.width=64", "batch.length=32"]
     command = [sys.executable, "-m", "mlplatform.cli.main", "train", *small]
     done = subprocess.run(command, cwd=empty, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
