@@ -105,6 +105,7 @@ def verify_resume(arguments: Arguments) -> int:
         found = prove(
             runnable(result, arguments),
             argv=["mlplatform", *sys.argv[1:]],
+            from_environment=result.from_environment,
             steps=steps,
             say=(lambda line: print(line, file=sys.stderr)) if as_json else print,
         )
