@@ -7,11 +7,16 @@ from typing import Annotated
 from torch import Tensor, nn
 
 from mlplatform.context import Context
-from mlplatform.registry import Fraction, Spec, block
+from mlplatform.registry import Fraction, PositiveFloat, Spec, block
 
 
 class Layer(nn.Module):
-    """What all layers share: the sublayers, one norm for each, and the dropout before the residual sum."""
+    """What all layers share: the sublayers, one norm for each, and the dropout before the residual sum.
+
+    Args:
+        residual_scale: factor on what a sublayer adds to the residual stream (Granite, MiniCPM); HF's
+            `residual_multiplier`.
+    """
 
     def __init__(
         self,
@@ -24,6 +29,7 @@ class Layer(nn.Module):
         cross: Annotated[Spec, "attention"] | None = None,
         mlp: Annotated[Spec, "mlp"],
         dropout: Fraction = 0.0,
+        residual_scale: PositiveFloat = 1.0,
     ) -> None:
         super().__init__()
         handed = {"dim": dim, "tower_norm": tower_norm, "context_length": context_length}
@@ -34,6 +40,12 @@ class Layer(nn.Module):
         self.mlp_norm = tower_norm.build(dim=dim)
         self.mlp = mlp.build(**handed)
         self.dropout = nn.Dropout(dropout)
+        self.residual_scale = residual_scale
+
+    def written(self, y: Tensor) -> Tensor:
+        """Return what of a sublayer's output is added to the residual stream."""
+        y = self.dropout(y)
+        return y if self.residual_scale == 1.0 else y * self.residual_scale
 
 
 @block("layer/pre_norm")
@@ -42,10 +54,10 @@ class PreNorm(Layer):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """(batch, length, dim) -> (batch, length, dim)"""
-        x = x + self.dropout(self.attention(self.attention_norm(x), context))
+        x = x + self.written(self.attention(self.attention_norm(x), context))
         if self.cross is not None and self.cross_norm is not None:
-            x = x + self.dropout(self.cross(self.cross_norm(x), context))
-        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+            x = x + self.written(self.cross(self.cross_norm(x), context))
+        return x + self.written(self.mlp(self.mlp_norm(x)))
 
 
 @block("layer/post_norm")
@@ -54,10 +66,10 @@ class PostNorm(Layer):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """(batch, length, dim) -> (batch, length, dim)"""
-        x = self.attention_norm(x + self.dropout(self.attention(x, context)))
+        x = self.attention_norm(x + self.written(self.attention(x, context)))
         if self.cross is not None and self.cross_norm is not None:
-            x = self.cross_norm(x + self.dropout(self.cross(x, context)))
-        return self.mlp_norm(x + self.dropout(self.mlp(x)))
+            x = self.cross_norm(x + self.written(self.cross(x, context)))
+        return self.mlp_norm(x + self.written(self.mlp(x)))
 
 
 @block("layer/sandwich_norm")
@@ -75,9 +87,11 @@ class SandwichNorm(Layer):
         cross: Annotated[Spec, "attention"] | None = None,
         mlp: Annotated[Spec, "mlp"],
         dropout: Fraction = 0.0,
+        residual_scale: PositiveFloat = 1.0,
     ) -> None:
+        sublayers = {"attention": attention, "cross": cross, "mlp": mlp}
         super().__init__(
-            dim, tower_norm, context_length, memory_dim, attention=attention, cross=cross, mlp=mlp, dropout=dropout
+            dim, tower_norm, context_length, memory_dim, **sublayers, dropout=dropout, residual_scale=residual_scale
         )
         self.attention_output_norm = tower_norm.build(dim=dim)
         self.cross_output_norm = tower_norm.build(dim=dim) if cross else None
@@ -86,10 +100,10 @@ class SandwichNorm(Layer):
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """(batch, length, dim) -> (batch, length, dim)"""
         mixed = self.attention(self.attention_norm(x), context)
-        x = x + self.dropout(self.attention_output_norm(mixed))
+        x = x + self.written(self.attention_output_norm(mixed))
         if self.cross is not None and self.cross_norm is not None and self.cross_output_norm is not None:
-            x = x + self.dropout(self.cross_output_norm(self.cross(self.cross_norm(x), context)))
-        return x + self.dropout(self.mlp_output_norm(self.mlp(self.mlp_norm(x))))
+            x = x + self.written(self.cross_output_norm(self.cross(self.cross_norm(x), context)))
+        return x + self.written(self.mlp_output_norm(self.mlp(self.mlp_norm(x))))
 
 
 @block("layer/output_norm")
@@ -98,10 +112,10 @@ class OutputNorm(Layer):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """(batch, length, dim) -> (batch, length, dim)"""
-        x = x + self.dropout(self.attention_norm(self.attention(x, context)))
+        x = x + self.written(self.attention_norm(self.attention(x, context)))
         if self.cross is not None and self.cross_norm is not None:
-            x = x + self.dropout(self.cross_norm(self.cross(x, context)))
-        return x + self.dropout(self.mlp_norm(self.mlp(x)))
+            x = x + self.written(self.cross_norm(self.cross(x, context)))
+        return x + self.written(self.mlp_norm(self.mlp(x)))
 
 
 @block("layer/parallel")

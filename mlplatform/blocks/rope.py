@@ -129,6 +129,7 @@ class Rope(nn.Module):
     Args:
         theta: base of the frequencies, HF's `rope_theta`.
         fraction: the part of the head's features that turns, HF's `partial_rotary_factor`.
+        features: how many turn, where that is stated instead; HF's `rotary_dim` (GPT-J, CodeGen).
         interleaved: pairs are neighbours (GPT-J) rather than the two halves (Llama).
     """
 
@@ -140,13 +141,14 @@ class Rope(nn.Module):
         theta: PositiveFloat = 10000.0,
         scaling: Annotated[Spec, "rope_scaling"] | None = None,
         fraction: PositiveFloat = 1.0,
+        features: Positive | None = None,
         interleaved: bool = False,
     ) -> None:
         super().__init__()
         self.theta, self.interleaved = theta, interleaved
-        self.dim = int(head_dim * fraction)
+        self.dim = features or int(head_dim * fraction)
         if self.dim % 2 or not 2 <= self.dim <= head_dim:
-            given = f"head_dim={head_dim} and fraction={fraction}"
+            given = f"features={features}" if features else f"head_dim={head_dim} and fraction={fraction}"
             raise SpecError(f"{given} turn {self.dim} features; it must be an even number, from 2 to head_dim")
         self.scaling: Scaling | None = scaling.build(context_length=context_length) if scaling else None
         self.key = ("rope", theta, self.dim, interleaved, _freeze(scaling), context_length)

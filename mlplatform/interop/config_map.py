@@ -12,7 +12,8 @@ that says something is read and the first is written), or an operator:
     trunk.exceptions: {layers: layer_types, kinds: {full_attention: {attention: {rope: null}}}}    (layer_lists.py)
     trunk.exceptions: {first: num_dense_layers, are: {mlp: {...}}}
 
-Several operators for one path stand in a list, and have to agree. null takes an inherited rule away. `{encoder,decoder}.dim: d_model` is two rules.
+Several operators for one path stand in a list, and have to agree. null takes an inherited rule away.
+`{encoder,decoder}.dim: d_model` is two rules.
 """
 
 from __future__ import annotations
@@ -116,7 +117,10 @@ class ConfigMap:
         """
         absent = set(kept.get(ABSENT, ()))
         config = {key: copy.deepcopy(value) for key, value in kept.items() if key != ABSENT}
-        config = config or nested({k: v for k, v in self.expect.items() if k not in PLAIN})
+        if not config:
+            config = nested({k: v for k, v in self.expect.items() if k not in PLAIN})
+            if any(rule.path.endswith(".vocab") for rule in self.rules):
+                config["pad_token_id"] = None  # a class's default may lie outside of this vocabulary
         said: dict[str, tuple[str, Any]] = {}
         for rule in sorted((r for r in self.rules if not isinstance(r, LayerRule)), key=lambda rule: rule.needs):
             value = self._value(spec, rule.path)

@@ -140,7 +140,7 @@ class RopeValue:
     """A rope and HF's convention for it.
 
     Args:
-        right: {rope: true}, with `key` where theirs are nested; `theta`, `fraction` and `scaling` name the keys of files
+        right: {rope: true}, with `key` where theirs are nested; `theta`, `fraction`, `scaling` name the keys of files
             that have no such parameters, where they aren't the usual ones.
         ignored: keys within their parameters that others read, or nobody.
     """
@@ -161,7 +161,8 @@ class RopeValue:
         """Delete all but what others read, or nobody."""
         there, value = look(config, self.prefix[:-1])
         for key in list(value) if there and isinstance(value, Mapping) else ():
-            if key not in self.ignored:
+            means_nothing = key == "partial_rotary_factor" and value[key] == 1.0
+            if key not in self.ignored and not means_nothing:
                 remove(config, self.prefix + key)
         for key in self.keys:
             if key != self.prefix[:-1] or value is None:

@@ -86,14 +86,14 @@ def _untied_where_the_file_is(spec: dict[str, Any], files: CheckpointFolder) -> 
     With `hf.tied_by: file`, a file without the copy means it is tied.
     """
     for copy, source in tied_weights(spec).items():
-        if copy not in files.files and source in files.files and (spec.get("hf") or {}).get("tied_by") == "file":
-            if isinstance(spec.get("head"), str) and "tied" in (spec["heads"][spec["head"]] or {}):
-                spec["heads"][spec["head"]]["tied"] = True
-        if copy in files.files and source in files.files:
-            head = (spec.get("heads") or {}).get(spec.get("head")) if isinstance(spec.get("head"), str) else None
-            if head and head.get("tied") and not torch.equal(files.read(copy), files.read(source)):
-                log.warning("%s differs from %s, so the head is not tied", copy, source)
-                head["tied"] = False
+        head = (spec.get("heads") or {}).get(spec.get("head")) if isinstance(spec.get("head"), str) else None
+        by_file = (spec.get("hf") or {}).get("tied_by") == "file"
+        if by_file and head and "tied" in head and copy not in files.files and source in files.files:
+            head["tied"] = True
+        both = copy in files.files and source in files.files
+        if both and head and head.get("tied") and not torch.equal(files.read(copy), files.read(source)):
+            log.warning("%s differs from %s, so the head is not tied", copy, source)
+            head["tied"] = False
     return spec
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import transformers as tf
+from family_cases import FAMILIES
 from oracle import VOCAB, Case
 from text_cases import TEXT
 
@@ -35,14 +35,6 @@ def gpt2(variant: str, model: type = tf.GPT2LMHeadModel, more: dict[str, Any] | 
 def bert(variant: str, model: type, more: dict[str, Any] | None = None, **kw: Any) -> Case:
     kw.setdefault("break_at", ("trunk.norm.eps", 0.3))
     return Case("bert", variant, model, tf.BertConfig(**{**SIZE, "type_vocab_size": 2, **(more or {})}), **kw)
-
-
-def qwen3() -> Case:
-    """A family that is no part of the package: one YAML in a folder of the user's, no Python."""
-    config = tf.Qwen3Config(**{**SIZE, **IDS, "num_key_value_heads": 2, "head_dim": 12})
-    folder = str(Path(__file__).parent.parent / "families")
-    break_at = ("trunk.layer.attention.rope.theta", 77.0)
-    return Case("qwen3", "outside", tf.Qwen3ForCausalLM, config, break_at, config_dirs=(folder,))
 
 
 ROPE_LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
@@ -76,7 +68,6 @@ CASES = [
         labels=False,
     ),
     gpt2("bare", tf.GPT2Model, fields=("last_hidden_state",), labels=False),
-    qwen3(),
     bert("masked_lm", tf.BertForMaskedLM, fields=("logits", "hidden_states.0", "hidden_states.1", "hidden_states.2")),
     bert("classification", tf.BertForSequenceClassification, {"num_labels": 3}, tokenwise=False),
     bert("token-classification", tf.BertForTokenClassification, {"num_labels": 3}),
@@ -84,4 +75,5 @@ CASES = [
     bert("pooled", tf.BertModel, fields=("last_hidden_state", "pooler_output"), labels=False),
     bert("pretraining", tf.BertForPreTraining, fields=("prediction_logits", "seq_relationship_logits"), labels=False),
     *TEXT,
+    *FAMILIES,
 ]
