@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Annotated
 
 import torch
@@ -58,8 +59,8 @@ class Experts(nn.Module):
 class MixtureOfExperts(nn.Module):
     """Each token goes through its `top_k` experts, weighted by the router, and through the shared MLP if there is one.
 
-    After a forward pass in training, `counts` holds the tokens each expert got, and `auxiliary` the sum of the
-    load-balancing loss (arXiv:2101.03961) and the z-loss (arXiv:2202.08906) by their weights.
+    A forward pass in training leaves `auxiliary`, the load-balancing loss (arXiv:2101.03961; 1 when even) and the
+    z-loss (arXiv:2202.08906) by their weights, and adds the tokens each expert got to `counts` until `settle`.
 
     Args:
         width: hidden features of one expert; HF's `moe_intermediate_size`.
@@ -86,6 +87,8 @@ class MixtureOfExperts(nn.Module):
         self.shared = shared.build(dim=dim) if shared else None
         self.balance_weight, self.z_weight = balance_weight, z_weight
         self.counts: Tensor | None = None
+        self.load: Tensor | None = None
+        """Tokens each expert got in the last optimizer step."""
         self.auxiliary: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -95,14 +98,22 @@ class MixtureOfExperts(nn.Module):
         places = chosen.flatten().argsort(stable=True)
         counts = chosen.flatten().bincount(minlength=logits.shape[-1])
         rows = places // chosen.shape[-1]
-        mixed = self.experts(tokens[rows], counts) * weights.flatten()[places, None].to(x.dtype)
+        mixed = self.experts(tokens.index_select(0, rows), counts)
+        mixed = mixed * weights.flatten().index_select(0, places)[:, None].to(mixed.dtype)
         result = torch.zeros_like(tokens, dtype=mixed.dtype).index_add(0, rows, mixed)
         if self.training:
-            self.counts = counts.detach()
+            self.counts = counts if self.counts is None else self.counts + counts
             self.auxiliary = self._auxiliary_loss(logits, counts)
         if self.shared is not None:
             result = result + self.shared(tokens)
         return result.view_as(x)
+
+    def settle(self, total: Callable[[Tensor], Tensor]) -> None:
+        """End an optimizer step: let the router act on the tokens each expert got, `total` over all ranks."""
+        if self.counts is not None:
+            self.load = total(self.counts)
+            self.router.settle(self.load)
+        self.counts = None
 
     def _auxiliary_loss(self, logits: Tensor, counts: Tensor) -> Tensor | None:
         if not self.balance_weight and not self.z_weight:
@@ -110,3 +121,26 @@ class MixtureOfExperts(nn.Module):
         share = counts / counts.sum()
         balance = logits.shape[-1] * (share * logits.softmax(-1).mean(0)).sum()
         return self.balance_weight * balance + self.z_weight * logits.logsumexp(-1).square().mean()
+
+
+def mixtures(model: nn.Module) -> Iterator[tuple[str, MixtureOfExperts]]:
+    """Yield (name, block) for every mixture of experts in a model."""
+    for name, module in model.named_modules():
+        if isinstance(module, MixtureOfExperts):
+            yield name, module
+
+
+def auxiliary_loss(model: nn.Module) -> Tensor | None:
+    """Return the sum of what the last forward pass left to be added to the mean loss; None where there is none."""
+    losses = [moe.auxiliary for _, moe in mixtures(model) if moe.auxiliary is not None]
+    return torch.stack(losses).sum() if losses else None
+
+
+def expert_metrics(model: nn.Module) -> dict[str, float]:
+    """Return, per mixture, the busiest and the idlest expert's tokens in the last step, 1 for an even share."""
+    values: dict[str, float] = {}
+    for name, moe in mixtures(model):
+        if moe.load is not None:
+            share = moe.load / moe.load.sum().clamp(min=1) * len(moe.load)
+            values |= {f"experts/{name}/busiest": share.max().item(), f"experts/{name}/idlest": share.min().item()}
+    return values

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlplatform.errors import SpecError
-from mlplatform.registry import Positive, PositiveFloat, block
+from mlplatform.registry import NonNegativeFloat, Positive, PositiveFloat, block
 
 
 class Router(nn.Module):
@@ -23,6 +23,9 @@ class Router(nn.Module):
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.weight, std=0.02)
+
+    def settle(self, counts: Tensor) -> None:
+        """Learn from the tokens each expert got in an optimizer step."""
 
     def logits(self, x: Tensor) -> Tensor:
         """(tokens, dim) -> (tokens, experts) in fp32"""
@@ -59,6 +62,8 @@ class SigmoidRouter(Router):
         correction: a per-expert number added when choosing (HF's `expert_bias`, `e_score_correction_bias`).
         renormalise: the chosen weights sum to one before `scale`.
         scale: factor on the weights; HF's `route_scale`, `routed_scaling_factor`.
+        correction_rate: after each optimizer step the correction of experts with fewer tokens than the mean rises by
+            this, that of the others falls: balance without a loss. arXiv:2408.15664
         groups, top_groups: experts in equal groups, of which only the best by their two best scores are open.
     """
 
@@ -69,6 +74,7 @@ class SigmoidRouter(Router):
         top_k: int,
         *,
         correction: bool = True,
+        correction_rate: NonNegativeFloat = 0.0,
         renormalise: bool = True,
         scale: PositiveFloat = 1.0,
         groups: Positive = 1,
@@ -77,6 +83,11 @@ class SigmoidRouter(Router):
         super().__init__(dim, experts, top_k)
         if experts % groups or top_groups > groups:
             raise SpecError(f"experts={experts}, groups={groups}, top_groups={top_groups} don't divide up")
+        if top_k > experts // groups * top_groups:
+            raise SpecError(f"top_k={top_k} is more than the {experts // groups * top_groups} experts of top_groups")
+        if correction_rate and not correction:
+            raise SpecError("correction_rate needs correction: true")
+        self.correction_rate = correction_rate
         self.renormalise, self.scale, self.groups, self.top_groups = renormalise, scale, groups, top_groups
         self.correction = nn.Parameter(torch.zeros(experts), requires_grad=False) if correction else None
 
@@ -84,6 +95,11 @@ class SigmoidRouter(Router):
         super().reset_parameters()
         if getattr(self, "correction", None) is not None:
             nn.init.zeros_(self.correction)  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def settle(self, counts: Tensor) -> None:
+        if self.correction is not None and self.correction_rate:
+            self.correction += self.correction_rate * torch.sign(counts.float().mean() - counts)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(tokens, dim) -> weights and expert numbers (tokens, top_k), logits (tokens, experts)"""

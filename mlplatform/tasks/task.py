@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mlplatform.blocks.moe import auxiliary_loss, expert_metrics, mixtures
 from mlplatform.data.collate import IGNORED, Collator
 from mlplatform.errors import CheckpointError, DataError, RunError, SpecError, listing
 from mlplatform.registry import kinds
@@ -97,9 +98,12 @@ class Task(L.LightningModule):
             )
             with hold:
                 out = self.model(**_inputs(batch), logits=False)
+                objective, extra = out.loss_sum, auxiliary_loss(self.model)
+                if extra is not None:  # a mean of each micro-batch, weighed by its targets
+                    objective = objective + extra * out.loss_count
                 with torch.autocast(self.device.type, enabled=False):
                     # Ranks' gradients are averaged, hence the factor: the sum over ranks divided by the global total.
-                    self.manual_backward(out.loss_sum * (self.trainer.world_size / total))
+                    self.manual_backward(objective * (self.trainer.world_size / total))
             loss_sum += out.loss_sum.detach()
         self._loss = self._sum(loss_sum) / total
         self.figures = Figures(math.nan, math.nan, total, tokens)
@@ -107,6 +111,12 @@ class Task(L.LightningModule):
         with torch.autocast(self.device.type, enabled=False):
             optimizer.step()
         optimizer.zero_grad()
+        for _, moe in mixtures(self.model):
+            moe.settle(self._sum)
+
+    def gauges(self) -> dict[str, float]:
+        """Return metrics of the model itself after a step, logged beside the loss."""
+        return expert_metrics(self.model)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip, and stop before anything that is not finite reaches the weights. Gradients are unscaled here."""

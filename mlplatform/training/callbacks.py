@@ -159,6 +159,7 @@ class Session(Callback):
             "train/lr": self.rate,
             "train/tokens": float(self.clock.tokens),
             **self.measured,
+            **self._gauges(module),
         }
         self.window = {"loss": 0.0, "targets": 0}
         self._record(values)
@@ -189,3 +190,7 @@ class Session(Callback):
     @staticmethod
     def _figures(module: L.LightningModule) -> Any:
         return module.figures
+
+    @staticmethod
+    def _gauges(module: L.LightningModule) -> dict[str, float]:
+        return module.gauges()  # type: ignore[operator]
