@@ -35,7 +35,8 @@ INERT = frozenset(
     bos_token_id eos_token_id pad_token_id sep_token_id cls_token_id mask_token_id unk_token_id decoder_start_token_id
     forced_bos_token_id forced_eos_token_id use_cache initializer_range initializer_factor return_dict use_return_dict
     output_attentions output_hidden_states output_scores id2label label2id num_labels problem_type task_specific_params
-    gradient_checkpointing tokenizer_class finetuning_task torchscript prefix _commit_hash is_encoder_decoder
+    output_past _num_labels gradient_checkpointing tokenizer_class finetuning_task torchscript prefix _commit_hash
+    is_encoder_decoder
     classifier_dropout attn_implementation _attn_implementation max_length min_length do_sample early_stopping
     num_beams num_beam_groups diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty
     no_repeat_ngram_size encoder_no_repeat_ngram_size num_return_sequences remove_invalid_values
