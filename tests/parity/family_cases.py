@@ -34,6 +34,8 @@ OPT = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_atte
 OPT |= {"max_position_embeddings": 40, "word_embed_proj_dim": 32, "pad_token_id": 1}
 FALCON = {key: value for key, value in TEXT_SIZE.items() if key != "intermediate_size"}
 FALCON |= {"new_decoder_architecture": True, "num_kv_heads": 2, "ffn_hidden_size": 48}
+GLM = {"n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "n_group": 2, "topk_group": 1}
+GLM |= {"first_k_dense_replace": 1, "n_shared_experts": 2, "head_dim": 16, "routed_scaling_factor": 1.7}
 GEMMA3_ROPES: dict[str, Any] = {"sliding_attention": {"rope_type": "default", "rope_theta": 100.0}}
 GEMMA3_ROPES["full_attention"] = {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0}
 MIXED = {"layer_types": ["sliding_attention", "full_attention"]}
@@ -105,6 +107,14 @@ FAMILIES = [
         tf.Qwen3MoeConfig(**GROUPED, **EXPERTS, moe_intermediate_size=16, head_dim=12),
         "trunk.layer.mlp.router.renormalise",
         True,
+    ),
+    outside(
+        "glm4_moe",
+        "groups",
+        tf.Glm4MoeForCausalLM,
+        tf.Glm4MoeConfig(**GROUPED, **GLM, attention_bias=True, use_qk_norm=True),
+        "trunk.layer.mlp.router.scale",
+        1.0,
     ),
     outside("olmo2", "output-norm", tf.Olmo2ForCausalLM, tf.Olmo2Config(**GROUPED), THETA, 77.0),
     outside("phi3", "fused", tf.Phi3ForCausalLM, tf.Phi3Config(**GROUPED, sliding_window=5), THETA, 77.0),

@@ -81,7 +81,7 @@ def randomise(model: nn.Module, seed: int = 1) -> nn.Module:
             else:
                 parameter.copy_(noise / math.sqrt(parameter[0].numel()))
         for name, buffer in model.named_buffers():
-            if name.endswith(("running_mean", "running_var")):
+            if name.endswith(("running_mean", "running_var", "correction_bias")):
                 buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
     return model
 
