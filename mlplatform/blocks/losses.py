@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IGNORED = -100
-CHUNK_BYTES = 32 * 2**20
+CHUNK_BYTES = 64 * 2**20
 """Logits held at a time by `linear_cross_entropy_sum`."""
+CACHE_BYTES = 2 * 2**20
+"""Probabilities at hand at a time on a CPU: what its cache keeps between two reads."""
 
 
 def cross_entropy_sum(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,49 +53,72 @@ def linear_cross_entropy_sum(
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
+        needed = any(ctx.needs_input_grad)
         with torch.autocast(hidden.device.type, enabled=False):
             cast = weight.to(hidden.dtype)
-            needed = any(ctx.needs_input_grad)
+            shift = None if bias is None else bias.to(hidden.dtype)
             total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-            d_hidden = torch.empty_like(hidden) if needed else None
-            d_weight = torch.zeros_like(weight, dtype=torch.float32) if needed else None
-            d_bias = torch.zeros_like(bias, dtype=torch.float32) if needed and bias is not None else None
-            rows = max(1, CHUNK_BYTES // (hidden.element_size() * weight.shape[0]))
-            for start in range(0, hidden.shape[0], rows):
-                part, targets = hidden[start : start + rows], labels[start : start + rows, None]
-                losses, d_logits = _softmax_losses(part, cast, bias, targets)
-                total += losses
-                if d_hidden is None or d_weight is None:
-                    continue
-                if d_bias is not None:
-                    d_bias += d_logits.sum(0, dtype=torch.float32)
-                torch.mm(d_logits, cast, out=d_hidden[start : start + rows])
-                if d_weight.dtype == hidden.dtype:
-                    d_weight.addmm_(d_logits.t(), part)
-                else:
-                    d_weight += d_logits.t() @ part
-        if needed:
-            d_weight = None if d_weight is None else d_weight.to(weight.dtype)
-            ctx.save_for_backward(d_hidden, d_weight, None if bias is None or d_bias is None else d_bias.to(bias.dtype))
+            sums = _Gradients(hidden, weight, bias) if needed else None
+            for start, part, logits in _chunks(hidden, cast, shift):
+                total += _to_gradients(logits, labels[start : start + len(part), None])
+                if sums is not None:
+                    sums.add(start, part, cast, logits)
+        if sums is not None:
+            d_bias = None if bias is None or sums.bias is None else sums.bias.to(bias.dtype)
+            ctx.save_for_backward(sums.hidden, sums.weight.to(weight.dtype), d_bias)
         return total
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        d_hidden, d_weight, d_bias = ctx.saved_tensors
-        scale = grads[0]
-        return d_hidden * scale, d_weight * scale, None if d_bias is None else d_bias * scale, None
+        # In place: these tensors are nobody else's. A second backward is refused by autograd, which sees the change.
+        hidden, weight, bias = ctx.saved_tensors
+        return *(None if gradient is None else gradient.mul_(grads[0]) for gradient in (hidden, weight, bias)), None
 
 
-def _softmax_losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (sum of the losses in fp32, their gradient by the logits (rows, classes) in the dtype of hidden).
+def _chunks(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield (first row, rows of hidden, their logits) in one buffer, so that memory is asked for once."""
+    rows = max(1, min(len(hidden), CHUNK_BYTES // (hidden.element_size() * len(weight))))
+    buffer = hidden.new_empty(rows, len(weight))
+    for start in range(0, len(hidden), rows):
+        part = hidden[start : start + rows]
+        logits = buffer[: len(part)]
+        if bias is None:
+            torch.mm(part, weight.t(), out=logits)
+        else:
+            torch.addmm(bias, part, weight.t(), out=logits)
+        yield start, part, logits
 
-    One pass of softmax over the logits, in fp32 whatever their dtype. The log of the normaliser comes from the largest
-    probability, which is at least 1 / classes, so that the logits are read once more and no exponential is taken twice.
+
+class _Gradients:
+    """The gradients of hidden, weight and bias, the last two summed over chunks in fp32."""
+
+    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+        self.hidden = torch.empty_like(hidden)
+        self.weight = torch.zeros_like(weight, dtype=torch.float32)
+        self.bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
+
+    def add(self, start: int, part: Tensor, weight: Tensor, logits: Tensor) -> None:
+        torch.mm(logits, weight, out=self.hidden[start : start + len(part)])
+        if self.bias is not None:
+            self.bias += logits.sum(0, dtype=torch.float32)
+        if part.dtype == torch.float32:
+            self.weight.addmm_(logits.t(), part)
+        else:
+            self.weight += logits.t() @ part
+
+
+def _to_gradients(logits: Tensor, targets: Tensor) -> Tensor:
+    """Replace logits (rows, classes) by the gradients of their losses, and return the sum of the losses in fp32.
+
+    One pass of softmax, in fp32 whatever the logits' dtype, a few rows at a time: what lies between stays in the cache.
+    The log of the normaliser comes from the largest probability, at least 1 / classes, so no exponential is taken twice.
     """
-    logits = hidden @ weight.t() if bias is None else torch.addmm(bias.to(hidden.dtype), hidden, weight.t())
-    largest, place = logits.max(-1, keepdim=True)
-    probabilities = torch.softmax(logits, -1, dtype=torch.float32)
-    normaliser = largest.float() - probabilities.gather(-1, place).log()
-    losses = normaliser - logits.gather(-1, targets).float()
-    probabilities.scatter_(-1, targets, torch.expm1(-losses))
-    return losses.sum(), probabilities.to(hidden.dtype)
+    rows = len(logits) if logits.is_cuda else max(1, CACHE_BYTES // (4 * logits.shape[1]))
+    total = torch.zeros((), dtype=torch.float32, device=logits.device)
+    for part, target in zip(logits.split(rows), targets.split(rows), strict=True):
+        probabilities = torch.softmax(part, -1, dtype=torch.float32)
+        normaliser = part.amax(-1, keepdim=True).float() - probabilities.amax(-1, keepdim=True).log()
+        losses = normaliser - part.gather(-1, target).float()
+        total += losses.sum()
+        part.copy_(probabilities.scatter_(-1, target, torch.expm1(-losses)))
+    return total
