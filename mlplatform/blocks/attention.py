@@ -13,7 +13,7 @@ from mlplatform.context import Context
 from mlplatform.errors import SpecError
 from mlplatform.registry import Fraction, Positive, PositiveFloat, Spec, block
 
-Bias = bool | Literal["qkv", "qvo"]
+Bias = bool | Literal["qkv", "qvo", "o"]
 
 
 class Heads(nn.Module):
@@ -61,7 +61,7 @@ class Attention(Heads):
         mask: `causal` (each token sees itself and earlier ones) or `full`.
         window: how many keys a token sees at most, itself included; HF's `sliding_window`. With `mask: full` they lie
             around it, the odd one after it.
-        bias: true for all four projections, or the letters of those that have one (`qkv`, `qvo`).
+        bias: true for all four projections, or the letters of those that have one (`qkv`, `qvo`, `o`).
         qk_norm: the tower's norm over each head's queries and keys, before the rotation; `whole` for one over all
             heads together (OLMo 2).
         scale: factor on the scores; null for head_dim ** -0.5.
@@ -82,7 +82,7 @@ class Attention(Heads):
         head_dim: Positive | None = None,
         mask: Literal["causal", "full"] = "causal",
         window: Positive | None = None,
-        bias: bool | Literal["qkv", "qvo"] = False,
+        bias: bool | Literal["qkv", "qvo", "o"] = False,
         qk_norm: bool | Literal["whole"] = False,
         rope: Annotated[Spec, "rope"] | None = None,
         scale: PositiveFloat | None = None,
@@ -200,7 +200,7 @@ class CrossAttention(Heads):
         heads: Positive,
         kv_heads: Positive | None = None,
         head_dim: Positive | None = None,
-        bias: bool | Literal["qkv", "qvo"] = False,
+        bias: bool | Literal["qkv", "qvo", "o"] = False,
         scale: PositiveFloat | None = None,
         dropout: Fraction = 0.0,
     ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from mlplatform.blocks.activations import ACTIVATIONS
 from mlplatform.blocks.losses import IGNORED, cross_entropy_sum, linear_cross_entropy_sum
 from mlplatform.context import Context, Output
-from mlplatform.errors import SpecError
+from mlplatform.errors import DataError, SpecError
 from mlplatform.registry import Activation, Fraction, Natural, Positive, PositiveFloat, Spec, block
 
 
@@ -193,11 +194,12 @@ class SequenceClassification(nn.Module):
 
 @block("head/projection")
 class Projection(nn.Module):
-    """One vector for the whole input, in the space two towers share (CLIP). arXiv:2103.00020
+    """One vector for the whole input, in a space several towers share (CLIP, SigLIP's text). arXiv:2103.00020
 
     Args:
         width: of the shared space; HF's `projection_dim`; null for no projection.
-        pool: `first` token, or the first `end` token of the text.
+        output: the projected vector's name; `pooler_output` puts it in the place of what was projected.
+        pool: `first` token, `last` position, or the first `end` token of the text.
         end_token: which token that is; HF's `eos_token_id`. Files that say 2 mean the highest token number.
         norm: the tower's norm on the pooled vector.
     """
@@ -210,19 +212,20 @@ class Projection(nn.Module):
         tower_norm: Spec,
         *,
         width: Positive | None,
-        pool: Literal["first", "end"] = "first",
+        output: Literal["pooler_output", "text_embeds", "image_embeds"] = "pooler_output",
+        pool: Literal["first", "last", "end"] = "first",
         end_token: Natural = 2,
         norm: bool = False,
         bias: bool = False,
     ) -> None:
         super().__init__()
-        self.pool, self.end_token = pool, end_token
+        self.output, self.pool, self.end_token = output, pool, end_token
         self.norm = tower_norm.build(dim=dim) if norm else None
         self.out = nn.Linear(dim, width, bias=bias) if width else None
 
     def forward(self, x: Tensor, context: Context) -> Output:
-        """(batch, length, dim) -> pooler_output (batch, dim), embeds (batch, width)"""
-        pooled = x[:, 0]
+        """(batch, length, dim) -> pooler_output (batch, dim) and `output` (batch, width)"""
+        pooled = x[:, -1] if self.pool == "last" else x[:, 0]
         if self.pool == "end":
             if context.tokens is None:
                 raise SpecError("pool=end needs an input of tokens")
@@ -230,7 +233,41 @@ class Projection(nn.Module):
             pooled = x[torch.arange(len(x), device=x.device), places.argmax(-1)]
         if self.norm is not None:
             pooled = self.norm(pooled)
-        return Output(pooler_output=pooled, embeds=pooled if self.out is None else self.out(pooled))
+        out = Output(pooler_output=pooled)
+        if self.out is not None:
+            out[self.output] = self.out(pooled)
+        return out
+
+
+@block("head/pixels")
+class Pixels(nn.Module):
+    """`reconstruction`: the pixels of every patch, by one matrix from its vector (SimMIM). arXiv:2111.09886
+
+    Args:
+        patch: side of what a vector becomes, in pixels; HF's `encoder_stride`.
+        special: tokens before the patches, which are no pixels.
+    """
+
+    task = "masked_image"
+
+    def __init__(self, dim: int, *, patch: Positive, channels: Positive = 3, special: Natural = 1) -> None:
+        super().__init__()
+        self.patch_size, self.special = patch, special
+        self.out = nn.Linear(dim, channels * patch**2)
+
+    def forward(self, x: Tensor, context: Context) -> Output:
+        """(batch, special + rows * rows, dim) -> reconstruction (batch, channels, rows * patch, rows * patch)"""
+        patches = self.out(x[:, self.special :]).transpose(1, 2)
+        side = math.isqrt(patches.shape[-1])
+        if side**2 != patches.shape[-1]:
+            raise DataError(f"{patches.shape[-1]} patches are no square; masked images are square ones")
+        return Output(reconstruction=F.pixel_shuffle(patches.unflatten(-1, (side, side)), self.patch_size))
+
+    def loss(self, x: Tensor, labels: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """Labels (batch, channels, height, width): the pixels, NaN where none is asked for; absolute differences."""
+        asked = ~labels.isnan()
+        gaps = (self.forward(x, context).reconstruction.float() - labels.nan_to_num().float()).abs()
+        return torch.where(asked, gaps, 0.0).sum(), asked.sum()
 
 
 @block("head/token_classification")

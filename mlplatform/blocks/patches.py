@@ -17,6 +17,8 @@ from mlplatform.registry import Fraction, Natural, Positive, Spec, block
 class Patches(nn.Module):
     """Square patches by one convolution, special tokens before them, a learned table of positions. arXiv:2010.11929
 
+    Images of another size are taken with `interpolate_pos_encoding=True`: the table is resized to their grid.
+
     Args:
         image_size: side in pixels of the square images the position table is made for.
         patch: side of a patch in pixels; the stride too.
@@ -75,21 +77,25 @@ class Patches(nn.Module):
             x = torch.where(batch["bool_masked_pos"][..., None].bool(), self.mask_token, x)
         if self.special is not None:
             x = torch.cat((self.special.expand(len(x), -1, -1), x), 1)
-        x = x + self._positions(grid.shape[-2], grid.shape[-1], bool(batch.get("interpolate_pos_encoding", False)))
+        if not batch.get("interpolate_pos_encoding"):
+            self._check_size(pixels.shape[-2], pixels.shape[-1])
+        x = x + self._positions(grid.shape[-2], grid.shape[-1])
         if self.norm is not None:
             x = self.norm(x)
         return self.dropout(x)
 
-    def _positions(self, rows: int, columns: int, interpolate: bool) -> Tensor:
+    def _check_size(self, height: int, width: int) -> None:
+        if (height, width) != (self.image_size, self.image_size):
+            raise DataError(
+                f"images are {height}x{width} pixels, the model takes {self.image_size}x{self.image_size}; "
+                "resize them or pass interpolate_pos_encoding=True"
+            )
+
+    def _positions(self, rows: int, columns: int) -> Tensor:
+        """Return the table (special + patches, dim), resized when the grid isn't the one it was made for."""
         table, side = self.positions.weight, self.image_size // self.patch_size
         if rows == columns == side:
             return table
-        if not interpolate:
-            size = f"{rows * self.patch_size}x{columns * self.patch_size}"
-            raise DataError(
-                f"images are {size} pixels, the model takes {self.image_size}x{self.image_size}; "
-                "resize them or pass interpolate_pos_encoding=True"
-            )
         special = len(table) - side * side
         old = table[special:].unflatten(0, (side, side)).permute(2, 0, 1)[None]
         new = F.interpolate(old, size=(rows, columns), mode="bicubic", align_corners=False)

@@ -23,6 +23,8 @@ class Transformer(nn.Module):
         norm: the kind of norm, stated once; `final_norm: true`, `input.norm: true`, `qk_norm: true` mean this one.
         exceptions: layers that differ: each item is merged over `layer` for the `layers` it names.
         position_bias: what every layer's attention scores get for the distance of query and key.
+        normed_states: the last of `hidden_states` is what the final norm returns (Llama, BERT); false for what it
+            is given (ViT, CLIP, SigLIP).
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class Transformer(nn.Module):
         exceptions: Annotated[Exceptions, "layer"] = (),  # type: ignore[assignment]
         position_bias: Annotated[Spec, "position_bias"] | None = None,
         final_norm: bool = False,
+        normed_states: bool = True,
     ) -> None:
         super().__init__()
         self.dim, self.context_length, self.norm_spec = dim, context_length, norm
@@ -52,6 +55,7 @@ class Transformer(nn.Module):
             for i, data in enumerate(specs)
         )
         self.final_norm = norm.build(dim=dim) if final_norm else None
+        self.normed_states = normed_states
         self.checkpointed = False
         """Whether layers are computed again in the backward pass instead of being kept."""
 
@@ -64,7 +68,8 @@ class Transformer(nn.Module):
         """Return the last hidden states (batch, length, dim).
 
         Args:
-            states: when given, receives the input of every layer and, last, what is returned: HF's `hidden_states`.
+            states: when given, receives the input of every layer and, last, what is returned (with `normed_states`
+                false, before the norm): HF's `hidden_states`.
         """
         x = self.input(batch, context)
         if self.position_bias is not None:
@@ -74,10 +79,11 @@ class Transformer(nn.Module):
             if states is not None:
                 states.append(x)
             x = self._through(layer, x, context)
+        raw = x
         if self.final_norm is not None:
             x = self.final_norm(x)
         if states is not None:
-            states.append(x)
+            states.append(x if self.normed_states else raw)
         return x
 
     def _through(self, layer: nn.Module, x: Tensor, context: Context) -> Tensor:

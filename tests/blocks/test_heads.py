@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlplatform.context import Context
-from mlplatform.errors import SpecError
+from mlplatform.context import Context, Output
+from mlplatform.errors import DataError, SpecError
 from mlplatform.registry import Spec
 
 DIM, VOCAB, LENGTH = 8, 13, 5
@@ -143,14 +143,14 @@ def test_span_is_the_mean_of_start_and_end() -> None:
 
 @pytest.mark.parametrize("norm", [True, False])
 def test_projection_by_the_texts_end(norm: bool) -> None:
-    module, _ = head("projection", width=3, pool="end", end_token=7, norm=norm)
+    module, _ = head("projection", width=3, output="text_embeds", pool="end", end_token=7, norm=norm)
     x, tokens = states(), torch.tensor([[1, 7, 7, 2, 2], [1, 2, 3, 4, 7]])
     pooled = x[torch.arange(2), [1, 4]]
     if norm:
         pooled = F.layer_norm(pooled, (DIM,), module.norm.weight, module.norm.bias)
     out = module(x, context(tokens=tokens))
     torch.testing.assert_close(out.pooler_output, pooled)
-    torch.testing.assert_close(out.embeds, pooled @ module.out.weight.T)
+    torch.testing.assert_close(out.text_embeds, pooled @ module.out.weight.T)
     with pytest.raises(SpecError, match="pool=end needs an input of tokens"):
         module(x, context())
 
@@ -158,7 +158,37 @@ def test_projection_by_the_texts_end(norm: bool) -> None:
 def test_projection_of_old_files_takes_the_highest_token() -> None:
     module, _ = head("projection", width=None, pool="end", end_token=2)
     x, tokens = states(), torch.tensor([[1, 9, 2, 9, 0], [1, 2, 3, 4, 5]])
-    torch.testing.assert_close(module(x, context(tokens=tokens)).embeds, x[torch.arange(2), [1, 4]])
+    torch.testing.assert_close(module(x, context(tokens=tokens)).pooler_output, x[torch.arange(2), [1, 4]])
+
+
+@pytest.mark.parametrize(("pool", "place"), [("first", 0), ("last", -1)])
+def test_projection_by_place(pool: str, place: int) -> None:
+    module, _ = head("projection", width=3, pool=pool, bias=True)
+    x = states()
+    want = x[:, place] @ module.out.weight.T + module.out.bias
+    torch.testing.assert_close(module(x, context()), Output(pooler_output=want))
+
+
+def test_pixels_are_put_where_their_patch_was() -> None:
+    module, _ = head("pixels", patch=2, channels=3)
+    x = states()
+    image = module(x, context()).reconstruction
+    assert image.shape == (2, 3, 4, 4)
+    for patch in range(4):
+        row, column = 2 * (patch // 2), 2 * (patch % 2)
+        want = (x[:, 1 + patch] @ module.out.weight.T + module.out.bias).unflatten(-1, (3, 2, 2))
+        torch.testing.assert_close(image[:, :, row : row + 2, column : column + 2], want)
+    with pytest.raises(DataError, match="3 patches are no square"):
+        module(x[:, :4], context())
+
+
+def test_pixels_are_scored_where_they_are_asked_for() -> None:
+    module, _ = head("pixels", patch=2, channels=3)
+    x, asked = states(), torch.zeros(2, 3, 4, 4, dtype=torch.bool)
+    asked[0, :, :2, 2:] = asked[1, :, 2:] = True
+    pixels = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(2))
+    want = F.l1_loss(module(x, context()).reconstruction[asked], pixels[asked])
+    same_loss(module.loss(x, pixels.masked_fill(~asked, float("nan")), context()), want, int(asked.sum()), x)
 
 
 def test_joint_names_its_parts() -> None:

@@ -8,6 +8,7 @@ import transformers as tf
 from family_cases import FAMILIES
 from oracle import VOCAB, Case
 from text_cases import TEXT
+from vision_cases import VISION
 
 SIZE = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 SIZE |= {"intermediate_size": 48, "max_position_embeddings": 40}
@@ -76,4 +77,5 @@ CASES = [
     bert("pretraining", tf.BertForPreTraining, fields=("prediction_logits", "seq_relationship_logits"), labels=False),
     *TEXT,
     *FAMILIES,
+    *VISION,
 ]

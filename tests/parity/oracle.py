@@ -36,7 +36,7 @@ class Case:
         tokenwise: fields with one row per token, compared at real tokens only.
         break_at: (path in the spec, wrong value): the control that must fail.
         within: largest allowed difference. labels: whether gradients of the loss are compared.
-        prepare: changes the reference before it is saved.
+        prepare: changes the reference before it is saved. head: ours, where the file's class doesn't say it.
     """
 
     family: str
@@ -53,10 +53,15 @@ class Case:
     config_dirs: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
     prepare: Callable[[nn.Module], None] | None = None
+    head: str | None = None
 
     @property
     def name(self) -> str:
         return f"{self.family}-{self.variant}"
+
+    def load(self, folder: Path) -> Any:
+        """Return our model of a folder."""
+        return mp.load(folder, config_dirs=self.config_dirs, head=self.head)
 
 
 def randomised(case: Case) -> nn.Module:
@@ -141,11 +146,13 @@ def gradient_gap(case: Case, ours: nn.Module, theirs: nn.Module) -> float:
     A tensor whose true gradient is zero (key biases: the softmax cancels them) is measured against the model's largest.
     """
     batch = (case.inputs or token_batch)("right" if "right" in case.paddings else None)
-    with torch.no_grad():
-        labels = labels_for(case, batch, theirs(**batch, **case.options).logits)
+    options = dict(case.options)
+    if not options.get("return_loss"):  # pairs are their own labels
+        with torch.no_grad():
+            options["labels"] = labels_for(case, batch, theirs(**batch, **options).logits)
     for model in (ours, theirs):
         model.zero_grad()
-        model(**batch, labels=labels, **case.options).loss.backward()
+        model(**batch, **options).loss.backward()
     state = {n: p.grad if p.grad is not None else torch.zeros_like(p) for n, p in ours.named_parameters()}
     rules = WeightRules(weight_rules(ours.spec, bare=False))  # type: ignore[arg-type]
     expected = {n: p.grad for n, p in theirs.named_parameters() if p.grad is not None}
@@ -179,7 +186,7 @@ def config_of(folder: Path) -> dict[str, Any]:
 
 def broken(case: Case, folder: Path) -> nn.Module:
     """Return our model with the folder's weights and one wrong number in its spec: the control."""
-    right = mp.load(folder, config_dirs=case.config_dirs)
+    right = case.load(folder)
     spec = json.loads(json.dumps(right.spec))
     path, value = case.break_at
     node: Any = spec
