@@ -8,8 +8,17 @@ from typing import Annotated
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mlplatform.blocks.mlp import MLP
 from mlplatform.errors import SpecError
-from mlplatform.registry import Positive, Spec, block
+from mlplatform.registry import Activation, Positive, Spec, block
+
+
+@block("mlp/projector")
+class Projector(MLP):
+    """down(activation(up(x))), as wide inside as what comes out (LLaVA 1.5). arXiv:2310.03744"""
+
+    def __init__(self, dim: int, out_dim: int = 0, *, activation: Activation = "gelu", bias: bool = True) -> None:
+        super().__init__(dim, out_dim, width=out_dim or dim, activation=activation, bias=bias)
 
 
 @block("mlp/grid_pool")

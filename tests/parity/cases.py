@@ -6,6 +6,7 @@ from typing import Any
 
 import transformers as tf
 from family_cases import FAMILIES
+from multimodal_cases import MULTIMODAL
 from oracle import VOCAB, Case
 from text_cases import TEXT
 from vision_cases import VISION
@@ -78,4 +79,5 @@ CASES = [
     *TEXT,
     *FAMILIES,
     *VISION,
+    *MULTIMODAL,
 ]

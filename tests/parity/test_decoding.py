@@ -42,6 +42,8 @@ def test_cached(case: Case, padding: str | None, tmp_path: Path) -> None:
     length = batch[f"{prefix}input_ids"].shape[1]
     cache, start = Cache(), length - AFTER
     steps = [model(**pieces(batch, prefix, start, start), cache=cache).logits]
+    if hasattr(model, "image_token") and not prefix:
+        batch.pop("pixel_values", None)  # the images lie in the text that the cache holds
     steps += [model(**pieces(batch, prefix, end, 1), cache=cache).logits for end in range(start + 1, length + 1)]
     gap = (torch.cat(steps, 1) - whole).abs()
     mask = batch.get(f"{prefix}attention_mask")

@@ -1,0 +1,65 @@
+"""The table's rows of models that read images and texts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers as tf
+from oracle import ROWS, VOCAB, Case, token_batch
+from torch import Tensor
+
+TOWER: dict[str, Any] = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+TOWER |= {"image_size": 16, "patch_size": 8}
+TEXT: dict[str, Any] = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+TEXT |= {"intermediate_size": 48, "max_position_embeddings": 40}
+IMAGE = 92
+STATES = ("hidden_states.0", "hidden_states.1", "hidden_states.2")
+
+
+def images() -> Tensor:
+    return torch.randn(ROWS, 3, 16, 16, generator=torch.Generator().manual_seed(4))
+
+
+def placed(patches: int) -> Any:
+    """Return the inputs of texts that hold one image each, before the tokens that are decoded one by one."""
+
+    def inputs(padding: str | None) -> dict[str, Tensor]:
+        batch = token_batch(padding)
+        start = 3 if padding == "left" else 0
+        batch["input_ids"] %= IMAGE
+        batch["input_ids"][:, start : start + patches] = IMAGE
+        return {**batch, "pixel_values": images()}
+
+    return inputs
+
+
+def llava(variant: str, more: dict[str, Any] | None = None, patches: int = 4, **kw: Any) -> Case:
+    more = dict(more or {})
+    vision = {**TOWER, "model_type": "clip_vision_model"}
+    text = {"model_type": "llama", **TEXT, "num_key_value_heads": 2, **more.pop("text", {})}
+    text = more.pop("language", text)
+    config = tf.LlavaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE, **more)
+    kw.setdefault("break_at", ("vision.trunk.norm.eps", 0.3))
+    kw.setdefault("inputs", placed(patches))
+    return Case("llava", variant, tf.LlavaForConditionalGeneration, config, **kw)
+
+
+MULTIMODAL = [
+    llava("default", fields=("logits", "image_hidden_states", *STATES)),
+    llava(
+        "full-last-no-bias-tied",
+        {
+            "vision_feature_select_strategy": "full",
+            "vision_feature_layer": -1,
+            "multimodal_projector_bias": False,
+            "projector_hidden_act": "gelu_pytorch_tanh",
+            "text": {"tie_word_embeddings": True, "attention_bias": True},
+        },
+        patches=5,
+        break_at=("projector.activation", "relu"),
+    ),
+    llava("two-layers", {"vision_feature_layer": [-3, -1]}, break_at=("feature_layer", [-1, -3])),
+    llava("text-only", inputs=token_batch, break_at=("language.trunk.norm.eps", 0.3)),
+    llava("ministral", {"text": {"model_type": "ministral", "head_dim": 12, "sliding_window": 5}}),
+]
