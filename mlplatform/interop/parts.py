@@ -48,7 +48,7 @@ def read_config(config: Mapping[str, Any], family: Mapping[str, Any], head: str 
     spec = ConfigMap(hf, head).read(config, family)
     for name, part in (hf.get("parts") or {}).items():
         inner = dict(look(config, part["config"])[1] or {})
-        nested = family[name]
+        nested = spec[name]  # with what this config says of it
         if inner.get("model_type", nested["hf"]["model_type"]) != nested["hf"]["model_type"]:
             nested = {**find(inner), "head": nested.get("head")}
         chosen = part.get("head", head_name(nested))

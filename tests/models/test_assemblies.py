@@ -240,6 +240,43 @@ def test_pairs_are_scored_by_their_cosine() -> None:
     want = (F.cross_entropy(out.logits_per_text, own) + F.cross_entropy(out.logits_per_image, own)) / 2
     torch.testing.assert_close(out.loss, want)
     assert set(model(input_ids=ids)) == {"text_embeds", "text_model_output"}
+    torch.testing.assert_close(out.image_embeds, F.normalize(out.vision_model_output.pooler_output, dim=-1))
+
+
+def test_pairs_scored_by_themselves() -> None:
+    """Each of the nine scores is a yes or no by itself: yes on the diagonal."""
+    model: Any = tiny.stirred(build({**tiny.dual_tower(), "loss": "sigmoid", "logit_bias": -1.0}))
+    ids, pixels = tokens(3), torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    out = model(input_ids=ids, pixel_values=pixels, return_loss=True)
+    want = F.binary_cross_entropy_with_logits(out.logits_per_text, torch.eye(3), reduction="sum") / 3
+    torch.testing.assert_close(out.loss, want)
+    assert out.loss_count == 3
+
+
+@pytest.mark.parametrize(
+    ("texts", "images", "message"),
+    [
+        (0, 0, "neither 'input_ids' nor 'pixel_values'"),
+        (2, 0, "the loss needs both"),
+        (2, 3, "2 texts and 3 images are no pairs"),
+    ],
+)
+def test_what_makes_no_pairs(texts: int, images: int, message: str) -> None:
+    model: Any = build(tiny.dual_tower())
+    batch = {"input_ids": tokens(texts)} if texts else {}
+    batch |= {"pixel_values": torch.zeros(images, 3, 16, 16)} if images else {}
+    with pytest.raises(DataError, match=message):
+        model(**batch, return_loss=True)
+
+
+@pytest.mark.parametrize("size", [(16, 20), (18, 18), (8, 8)])
+def test_images_of_another_size(size: tuple[int, int]) -> None:
+    model: Any = tiny.stirred(build({"kind": "single_tower", "trunk": tiny.image_tower()}))
+    pixels = torch.zeros(1, 3, *size)
+    with pytest.raises(DataError, match=f"images are {size[0]}x{size[1]} pixels, the model takes 16x16"):
+        model(pixel_values=pixels)
+    states = model(pixel_values=pixels, interpolate_pos_encoding=True).last_hidden_state
+    assert states.shape == (1, 1 + (size[0] // 4) * (size[1] // 4), 24)
 
 
 def test_image_features_take_the_place_of_image_tokens() -> None:

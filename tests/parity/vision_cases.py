@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import transformers as tf
-from oracle import ROWS, Case
+from oracle import ROWS, VOCAB, Case, token_batch
 from text_cases import STATES
 from torch import Tensor
 
@@ -42,7 +42,61 @@ def masked_images(_: str | None) -> dict[str, Tensor]:
     return {**images(), "bool_masked_pos": marked}
 
 
+TEXT: dict[str, Any] = {**SIZE, "vocab_size": VOCAB, "max_position_embeddings": 40, "bos_token_id": 1}
+END = VOCAB - 1
+
+
+def texts(padding: str | None, end: int = END) -> dict[str, Tensor]:
+    """Return texts that end with their end token; padding on the right is that token again, as CLIP's tokenizer does.
+
+    Before a text the padding is another token, and higher than all others stands `END`, wherever the text ends.
+    """
+    batch = token_batch(padding)
+    tokens = batch["input_ids"].clamp(max=END - 1)
+    tokens[:, 3] = 7  # a token no one else is
+    mask = batch.get("attention_mask", torch.ones_like(tokens))
+    if padding == "right":
+        tokens = tokens.masked_fill(mask == 0, end)
+    last = (mask * torch.arange(tokens.shape[1])).argmax(-1)
+    tokens[torch.arange(ROWS), last] = end
+    return {**batch, "input_ids": tokens}
+
+
+def pairs(padding: str | None) -> dict[str, Tensor]:
+    return {**texts(padding), **images()}
+
+
+def clip_text(variant: str, model: type, more: dict[str, Any] | None = None, **kw: Any) -> Case:
+    config = tf.CLIPTextConfig(**{**TEXT, "eos_token_id": END, "pad_token_id": 0, "projection_dim": 16, **(more or {})})
+    kw.setdefault("break_at", ("trunk.layer.attention.mask", "full"))
+    kw.setdefault("inputs", texts)
+    return Case("clip_text", variant, model, config, labels=False, **kw)
+
+
+def clip_vision(variant: str, model: type, more: dict[str, Any] | None = None, **kw: Any) -> Case:
+    config = tf.CLIPVisionConfig(**{**IMAGE, "projection_dim": 16, **(more or {})})
+    kw.setdefault("break_at", ("trunk.layer.mlp.activation", "gelu"))
+    kw.setdefault("inputs", lambda _: images())
+    return Case("clip_vision", variant, model, config, paddings=(None,), labels=False, **kw)
+
+
+def clip(variant: str, more: dict[str, Any] | None = None, text: dict[str, Any] | None = None, **kw: Any) -> Case:
+    """The two towers' widths differ, and what their own configs say of the projection means nothing."""
+    own = {**TEXT, "eos_token_id": END, "pad_token_id": 0, **(text or {})}
+    vision = {**IMAGE, "hidden_size": 40, "num_hidden_layers": 3}
+    config = tf.CLIPConfig(text_config=own, vision_config=vision, **{"projection_dim": 16, **(more or {})})
+    kw.setdefault("break_at", ("vision.trunk.layer.mlp.activation", "gelu"))
+    kw.setdefault("inputs", pairs)
+    return Case("clip", variant, tf.CLIPModel, config, options={"return_loss": True, **kw.pop("options", {})}, **kw)
+
+
 RESIZED: dict[str, Any] = {"options": {"interpolate_pos_encoding": True}, "inputs": lambda _: images(24, 20)}
+RESIZED_PAIR: dict[str, Any] = {**RESIZED, "inputs": lambda padding: {**texts(padding), **images(24, 20)}}
+PAIR = ("logits_per_image", "logits_per_text", "text_embeds", "image_embeds", "loss")
+TOWERS = tuple(
+    f"{tower}_model_output.{name}" for tower in ("text", "vision") for name in ("last_hidden_state", "pooler_output")
+)
+PAIR_STATES = ("text_model_output.hidden_states.2", "vision_model_output.hidden_states.3")
 POOLED = ("last_hidden_state", "pooler_output", *STATES)
 VISION = [
     vit("classification", tf.ViTForImageClassification, {"num_labels": 3}, fields=("logits", *STATES)),
@@ -65,4 +119,18 @@ VISION = [
         fields=("reconstruction", *STATES),
         labels=False,
     ),
+    clip("plain", fields=(*PAIR, *TOWERS, *PAIR_STATES)),
+    clip(
+        "old-end-gelu",
+        {"logit_scale_init_value": 1.0},
+        {"eos_token_id": 2, "hidden_act": "gelu"},
+        fields=(*PAIR, *TOWERS),
+    ),
+    clip("another-resolution", **RESIZED_PAIR, fields=(*PAIR, *TOWERS), labels=False),
+    clip_text("projected", tf.CLIPTextModelWithProjection, fields=("text_embeds", "last_hidden_state", *STATES)),
+    clip_text("pooled", tf.CLIPTextModel, fields=POOLED),
+    clip_text("old-end", tf.CLIPTextModel, {"eos_token_id": 2}, fields=POOLED),
+    clip_vision("projected", tf.CLIPVisionModelWithProjection, fields=("image_embeds", "last_hidden_state", *STATES)),
+    clip_vision("pooled", tf.CLIPVisionModel, fields=POOLED),
+    clip_vision("another-resolution", tf.CLIPVisionModel, fields=POOLED, **RESIZED),
 ]
