@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra._internal.defaults_list import DefaultsList, create_defaults_list
+from hydra.core.default_element import ResultDefault
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
@@ -206,23 +207,45 @@ def _defaults_list(library: Library, primary: str, overrides: list[Override]) ->
 
 
 def _lay_files(layers: Layers, library: Library, order: DefaultsList, overrides: list[Override]) -> None:
-    """Lay the files in order. A block put in from outside the blocks' folder replaces what is in its place."""
+    """Lay the files in order. A block put in from outside the blocks' folder replaces what is in its place.
+
+    So does a model put in the place of a model's part: a GPT-2 laid over a Llama would keep its rope.
+    """
     chosen = [o for o in overrides if library.group_exists(o.key_or_group) and not isinstance(o.value(), dict)]
     words = {o.package or o.key_or_group.replace("/", "."): f"the command line: {o.input_line}" for o in chosen}
-    inside = ""
+    before: ResultDefault | None = None
     for default in order.defaults:
         document = library.document(default.config_path or "")
         assert document is not None
         package = default.package or ""
-        is_block = (default.config_path or "").startswith("block/")
+        whole = _whole(order.defaults, default) if _is_part(default) else None
+        new = whole is not None and whole is not before
         data = {key: value for key, value in document.data.items() if key != "defaults"}
+
+        def place(inner: str, name: str = package, file: Document = document) -> str:
+            return words[name] if not inner and name in words else file.place(inner)
+
+        if new and whole is not None and whole.package != package:  # a part of the new part comes first
+            layers.lay(whole.package or "", {}, place, replace=True)
+            new = False
         if data:
+            layers.lay(package, data, place, replace=new)
+        before = whole
 
-            def place(inner: str, name: str = package, file: Document = document) -> str:
-                return words[name] if not inner and name in words else file.place(inner)
 
-            layers.lay(package, data, place, replace=is_block and inside != package)
-        inside = package if is_block else ""
+def _is_part(default: ResultDefault) -> bool:
+    """Whether a file is put in the place of a part: any block, and a model that is not the run's."""
+    path = default.config_path or ""
+    return path.startswith("block/") or (path.startswith("model/") and default.package not in ("", "model"))
+
+
+def _whole(defaults: list[ResultDefault], default: ResultDefault) -> ResultDefault:
+    """Return the file of the option that a part's file belongs to: what it inherits and holds is laid with it."""
+    while True:
+        above = next((d for d in defaults if d.config_path == default.parent and _is_part(d)), None)
+        if above is None:
+            return default
+        default = above
 
 
 def _apply(layers: Layers, override: Override, library: Library, rekinded: dict[str, tuple[str, str]]) -> None:

@@ -79,6 +79,16 @@ class VisionLanguage(nn.Module):
             out.image_hidden_states = features.flatten(0, 1)
         return out
 
+    @property
+    def trunk(self) -> Any:
+        """The language model's tower, by the name it has in `single_tower`: what reads tokens here."""
+        return self.language.trunk
+
+    @property
+    def head(self) -> Any:
+        """The language model's head."""
+        return self.language.head
+
     def image_features(self, pixel_values: Tensor) -> Tensor:
         """(images, channels, height, width) -> (images, patches, width of the language model)"""
         states = self.vision(pixel_values=pixel_values, output_hidden_states=True).hidden_states
