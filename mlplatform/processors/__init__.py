@@ -1,1 +1,1 @@
-"""What turns raw material into numbers and back: tokenizers."""
+"""What turns raw material into numbers and back: tokenizers, images."""
