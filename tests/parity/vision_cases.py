@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import transformers as tf
+from family_cases import FOLDER
 from oracle import ROWS, VOCAB, Case, token_batch
 from text_cases import STATES
 from torch import Tensor
@@ -90,6 +91,16 @@ def clip(variant: str, more: dict[str, Any] | None = None, text: dict[str, Any] 
     return Case("clip", variant, tf.CLIPModel, config, options={"return_loss": True, **kw.pop("options", {})}, **kw)
 
 
+def siglip(variant: str, text: dict[str, Any] | None = None, **kw: Any) -> Case:
+    vision = {**IMAGE, "hidden_size": 40, "num_hidden_layers": 3}
+    own = {**TEXT, "eos_token_id": END, "pad_token_id": 0, "projection_size": 40, **(text or {})}
+    config = tf.SiglipConfig(text_config=own, vision_config=vision)
+    kw.setdefault("break_at", ("vision.trunk.layer.mlp.activation", "relu"))
+    kw.setdefault("inputs", pairs)
+    options = {"return_loss": True, **kw.pop("options", {})}
+    return Case("siglip", variant, tf.SiglipModel, config, config_dirs=(FOLDER,), options=options, **kw)
+
+
 RESIZED: dict[str, Any] = {"options": {"interpolate_pos_encoding": True}, "inputs": lambda _: images(24, 20)}
 RESIZED_PAIR: dict[str, Any] = {**RESIZED, "inputs": lambda padding: {**texts(padding), **images(24, 20)}}
 PAIR = ("logits_per_image", "logits_per_text", "text_embeds", "image_embeds", "loss")
@@ -133,4 +144,6 @@ VISION = [
     clip_vision("projected", tf.CLIPVisionModelWithProjection, fields=("image_embeds", "last_hidden_state", *STATES)),
     clip_vision("pooled", tf.CLIPVisionModel, fields=POOLED),
     clip_vision("another-resolution", tf.CLIPVisionModel, fields=POOLED, **RESIZED),
+    siglip("plain", fields=(*PAIR, *TOWERS, *PAIR_STATES)),
+    siglip("another-resolution", **RESIZED_PAIR, fields=(*PAIR, *TOWERS), labels=False),
 ]
