@@ -63,6 +63,8 @@ class Patches(nn.Module):
         pixels = batch.get("pixel_values")
         if pixels is None:
             raise DataError("the batch has no 'pixel_values'; this model reads images")
+        if pixels.ndim != 4:
+            raise DataError(f"pixel_values has {pixels.ndim} dimensions; it is (batch, channels, height, width)")
         if pixels.shape[1] != self.channels:
             raise DataError(f"pixel_values has {pixels.shape[1]} channels; this model reads {self.channels}")
         special = 0 if self.special is None else len(self.special)
@@ -73,7 +75,9 @@ class Patches(nn.Module):
         pixels = batch["pixel_values"]
         grid = self.patch(pixels.to(self.patch.weight.dtype))
         x = grid.flatten(2).transpose(1, 2)
-        if self.mask_token is not None and batch.get("bool_masked_pos") is not None:
+        if batch.get("bool_masked_pos") is not None:
+            if self.mask_token is None:
+                raise DataError("the batch has 'bool_masked_pos', but this model has no mask_token")
             x = torch.where(batch["bool_masked_pos"][..., None].bool(), self.mask_token, x)
         if self.special is not None:
             x = torch.cat((self.special.expand(len(x), -1, -1), x), 1)

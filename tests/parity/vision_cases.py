@@ -101,6 +101,26 @@ def siglip(variant: str, text: dict[str, Any] | None = None, **kw: Any) -> Case:
     return Case("siglip", variant, tf.SiglipModel, config, config_dirs=(FOLDER,), options=options, **kw)
 
 
+def dinov2(variant: str, more: dict[str, Any] | None = None, **kw: Any) -> Case:
+    size = {key: value for key, value in IMAGE.items() if key != "intermediate_size"}
+    config = tf.Dinov2Config(**{**size, "mlp_ratio": 2, "layerscale_value": 0.7, **(more or {})})
+    kw.setdefault("inputs", masked_images)
+    wrong = ("trunk.layer.mlp.activation", "relu")
+    dirs, fields = (FOLDER,), ("last_hidden_state", "pooler_output", *STATES)
+    return Case(
+        "dinov2",
+        variant,
+        tf.Dinov2Model,
+        config,
+        wrong,
+        config_dirs=dirs,
+        fields=fields,
+        paddings=(None,),
+        labels=False,
+        **kw,
+    )
+
+
 RESIZED: dict[str, Any] = {"options": {"interpolate_pos_encoding": True}, "inputs": lambda _: images(24, 20)}
 RESIZED_PAIR: dict[str, Any] = {**RESIZED, "inputs": lambda padding: {**texts(padding), **images(24, 20)}}
 PAIR = ("logits_per_image", "logits_per_text", "text_embeds", "image_embeds", "loss")
@@ -146,4 +166,6 @@ VISION = [
     clip_vision("another-resolution", tf.CLIPVisionModel, fields=POOLED, **RESIZED),
     siglip("plain", fields=(*PAIR, *TOWERS, *PAIR_STATES)),
     siglip("another-resolution", **RESIZED_PAIR, fields=(*PAIR, *TOWERS), labels=False),
+    dinov2("masked"),
+    dinov2("no-mask-token-no-qkv-bias", {"use_mask_token": False, "qkv_bias": False}, inputs=lambda _: images()),
 ]
