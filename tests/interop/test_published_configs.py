@@ -11,6 +11,7 @@ import mlplatform as mp
 from mlplatform.cli.pretrained import Families
 from mlplatform.errors import CheckpointError
 from mlplatform.interop.parts import head_of, read_config
+from mlplatform.models.describe import Node, describe
 from mlplatform.registry import Spec
 
 SLIDING, FULL = "sliding_attention", "full_attention"
@@ -55,6 +56,29 @@ AFMOE: dict[str, Any] = json.loads("""{"architectures": ["AfmoeForCausalLM"], "a
     "route_scale": 2.826, "score_func": "sigmoid", "sliding_window": 2048, "tie_word_embeddings": false,
     "topk_group": 1, "use_grouped_mm": true, "vocab_size": 200192}""")
 
+VIT: dict[str, Any] = json.loads("""{"architectures": ["ViTForImageClassification"], "model_type": "vit",
+    "attention_probs_dropout_prob": 0.0, "hidden_act": "gelu", "hidden_dropout_prob": 0.0, "hidden_size": 1024,
+    "image_size": 224, "initializer_range": 0.02, "intermediate_size": 4096, "layer_norm_eps": 1e-12,
+    "num_attention_heads": 16, "num_channels": 3, "num_hidden_layers": 24, "patch_size": 16, "qkv_bias": true}""")
+VIT["id2label"] = {str(number): f"class {number}" for number in range(1000)}
+CLIP: dict[str, Any] = json.loads("""{"_name_or_path": "clip-vit-large-patch14/", "architectures": ["CLIPModel"],
+    "initializer_factor": 1.0, "logit_scale_init_value": 2.6592, "model_type": "clip", "projection_dim": 768,
+    "text_config": {"_name_or_path": "", "add_cross_attention": false, "architectures": null, "bos_token_id": 0,
+      "attention_dropout": 0.0, "bad_words_ids": null, "dropout": 0.0, "eos_token_id": 2, "hidden_act": "quick_gelu",
+      "hidden_size": 768, "initializer_factor": 1.0, "initializer_range": 0.02, "intermediate_size": 3072,
+      "is_decoder": false, "layer_norm_eps": 1e-05, "max_position_embeddings": 77, "model_type": "clip_text_model",
+      "num_attention_heads": 12, "num_hidden_layers": 12, "pad_token_id": 1, "projection_dim": 512,
+      "torch_dtype": null, "vocab_size": 49408},
+    "text_config_dict": {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12,
+      "num_hidden_layers": 12, "projection_dim": 768},
+    "vision_config": {"attention_dropout": 0.0, "dropout": 0.0, "hidden_act": "quick_gelu", "hidden_size": 1024,
+      "image_size": 224, "intermediate_size": 4096, "layer_norm_eps": 1e-05, "model_type": "clip_vision_model",
+      "num_attention_heads": 16, "num_hidden_layers": 24, "patch_size": 14, "projection_dim": 512},
+    "vision_config_dict": {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16,
+      "num_hidden_layers": 24, "patch_size": 14, "projection_dim": 768}}""")
+
+END = "text.heads.shared.end_token=2"
+
 
 def read(config: dict[str, Any]) -> dict[str, Any]:
     find = Families().find
@@ -96,6 +120,19 @@ def defaulted(value: Any) -> Any:
             kept.pop("layers")
         return {k: v for k, v in kept.items() if v not in (None, False, 0.0, []) or k == "window"}
     return [defaulted(item) for item in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize(("config", "name", "change"), [(VIT, "vit_large", []), (CLIP, "clip_vit_l_14", [END])])
+def test_image_models_are_built_as_the_file_says(config: dict[str, Any], name: str, change: list[str]) -> None:
+    """CLIP's towers have a projection_dim of their own, which means nothing; their old end token is the highest one."""
+    ours, theirs = mp.compose(name, change).data, read(config)
+    assert in_effect(describe(theirs).tree) == in_effect(describe(ours).tree)
+
+
+def in_effect(node: Node) -> Any:
+    """Return every block's fields as they are after all defaults; images know their length by themselves."""
+    facts = {name: value for name, value in node.facts.items() if name != "context_length"}
+    return node.name, node.kind, facts, node.parameters, node.copies, [in_effect(child) for child in node.children]
 
 
 def test_every_fourth_layer_is_full_where_the_file_has_no_list() -> None:
