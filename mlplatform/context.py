@@ -70,7 +70,9 @@ class Context:
 
     @classmethod
     def of(cls, batch: Mapping[str, Any], length: int, device: torch.device, cache: Cache | None = None) -> Context:
-        """Read the batch's `attention_mask`, `position_ids` and `document_ids` (each may be absent)."""
+        """Read the batch's `attention_mask`, `position_ids`, `document_ids`, `encoder_hidden_states` and
+        `encoder_attention_mask` (each may be absent).
+        """
         past = cache.length if cache is not None else 0
         positions = batch.get("position_ids")
         if positions is None:
@@ -78,4 +80,14 @@ class Context:
         mask = batch.get("attention_mask")
         padding = None if mask is None else mask.bool()
         documents, tokens = batch.get("document_ids"), batch.get("input_ids")
-        return cls(positions, padding, documents, tokens, cache=cache, stated=batch.get("position_ids") is not None)
+        memory, hidden = batch.get("encoder_hidden_states"), batch.get("encoder_attention_mask")
+        return cls(
+            positions,
+            padding,
+            documents,
+            tokens,
+            memory,
+            None if hidden is None else hidden.bool(),
+            cache=cache,
+            stated=batch.get("position_ids") is not None,
+        )

@@ -120,6 +120,19 @@ class MaskedLMHead(VocabularyLinear):
         return linear_cross_entropy_sum(self._transform(rows[chosen]), *self.weights, targets[chosen])
 
 
+@block("head/dense_lm_head")
+class DenseLMHead(MaskedLMHead):
+    """`masked_lm_head`, read as the next token's logits: BERT as a decoder, BLIP. Fields as there."""
+
+    task = "causal_lm"
+
+    def loss(self, x: Tensor, labels: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """Labels (batch, length): the input tokens themselves, position t scored on label t + 1, unless aligned."""
+        if not context.aligned:
+            x, labels = x[:, :-1], labels[:, 1:]
+        return super().loss(x, labels, context)
+
+
 @block("head/pooler")
 class Pooler(nn.Module):
     """`pooler_output`: dense and activation on the first token. No loss of its own."""

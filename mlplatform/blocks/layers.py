@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from torch import Tensor, nn
 
@@ -17,6 +17,9 @@ class Layer(nn.Module):
         residual_scale: factor on what a sublayer adds to the residual stream (Granite, MiniCPM); HF's
             `residual_multiplier`.
     """
+
+    cross: Any
+    cross_norm: Any
 
     def __init__(
         self,
@@ -42,6 +45,10 @@ class Layer(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.residual_scale = residual_scale
 
+    def reads(self, context: Context) -> bool:
+        """Whether there is another tower's output to read; a text by itself goes past the `cross` (BERT, BLIP)."""
+        return self.cross is not None and context.memory is not None
+
     def written(self, y: Tensor) -> Tensor:
         """Return what of a sublayer's output is added to the residual stream."""
         y = self.dropout(y)
@@ -55,7 +62,7 @@ class PreNorm(Layer):
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """(batch, length, dim) -> (batch, length, dim)"""
         x = x + self.written(self.attention(self.attention_norm(x), context))
-        if self.cross is not None and self.cross_norm is not None:
+        if self.reads(context):
             x = x + self.written(self.cross(self.cross_norm(x), context))
         return x + self.written(self.mlp(self.mlp_norm(x)))
 
@@ -67,7 +74,7 @@ class PostNorm(Layer):
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """(batch, length, dim) -> (batch, length, dim)"""
         x = self.attention_norm(x + self.written(self.attention(x, context)))
-        if self.cross is not None and self.cross_norm is not None:
+        if self.reads(context):
             x = self.cross_norm(x + self.written(self.cross(x, context)))
         return self.mlp_norm(x + self.written(self.mlp(x)))
 
@@ -101,7 +108,7 @@ class SandwichNorm(Layer):
         """(batch, length, dim) -> (batch, length, dim)"""
         mixed = self.attention(self.attention_norm(x), context)
         x = x + self.written(self.attention_output_norm(mixed))
-        if self.cross is not None and self.cross_norm is not None and self.cross_output_norm is not None:
+        if self.cross_output_norm is not None and self.reads(context):
             x = x + self.written(self.cross_output_norm(self.cross(self.cross_norm(x), context)))
         return x + self.written(self.mlp_output_norm(self.mlp(self.mlp_norm(x))))
 
@@ -113,7 +120,7 @@ class OutputNorm(Layer):
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """(batch, length, dim) -> (batch, length, dim)"""
         x = x + self.written(self.attention_norm(self.attention(x, context)))
-        if self.cross is not None and self.cross_norm is not None:
+        if self.reads(context):
             x = x + self.written(self.cross_norm(self.cross(x, context)))
         return x + self.written(self.mlp_norm(self.mlp(x)))
 

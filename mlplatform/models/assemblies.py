@@ -24,6 +24,7 @@ class SingleTower(nn.Module):
 
     def __init__(
         self,
+        memory_dim: int = 0,
         *,
         trunk: Annotated[Spec, "trunk"],
         head: Annotated[Spec, "head"] | Annotated[OneOf, "heads"] | None = None,
@@ -32,7 +33,7 @@ class SingleTower(nn.Module):
         hf: dict | None = None,
     ) -> None:
         super().__init__()
-        self.trunk = trunk.build()
+        self.trunk = trunk.build(memory_dim=memory_dim)
         chosen = choose_head(head, heads)
         self.head = (
             chosen.build(dim=self.trunk.dim, tower_norm=self.trunk.norm_spec, table=self.trunk.table)
@@ -59,7 +60,8 @@ class SingleTower(nn.Module):
             output_hidden_states: adds `hidden_states`, depth + 1 tensors as in HF.
             logits: False leaves the head's outputs out when labels are given, so that they are never held in memory.
             cache: keys and values of earlier tokens; the new ones are added to it.
-            batch: position_ids, token_type_ids, document_ids (packed documents), inputs_embeds.
+            batch: position_ids, token_type_ids, document_ids (packed documents), inputs_embeds; encoder_hidden_states
+                and encoder_attention_mask, what layers with a `cross` read.
         """
         batch = {k: v for k, v in batch.items() if v is not None}
         if input_ids is not None:

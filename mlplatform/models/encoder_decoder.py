@@ -21,25 +21,27 @@ class EncoderDecoder(nn.Module):
     """An encoder, a decoder whose layers have a `cross` attention, and a head on the decoder.
 
     Args:
-        start_token: what the decoder reads first; HF's `decoder_start_token_id`.
+        start_token: what the decoder reads first; HF's `decoder_start_token_id`. null: labels begin with it, and each
+            token of theirs is scored on the next (BLIP).
         pad_token: stands for -100 where labels become decoder inputs.
         head, heads, init, hf: as in `single_tower`.
     """
 
     def __init__(
         self,
+        memory_dim: int = 0,
         *,
         encoder: Annotated[Spec, "trunk"],
         decoder: Annotated[Spec, "trunk"],
         head: Annotated[Spec, "head"] | Annotated[OneOf, "heads"] | None = None,
         heads: Annotated[Named, "head"] | None = None,
-        start_token: Natural = 0,
+        start_token: Natural | None = 0,
         pad_token: Natural = 0,
         init: Annotated[Spec, "init"] | None = None,
         hf: dict | None = None,
     ) -> None:
         super().__init__()
-        self.encoder = encoder.build()
+        self.encoder = encoder.build(memory_dim=memory_dim)
         self.decoder = decoder.build(memory_dim=self.encoder.dim, shared=self.encoder.input)
         self.start_token, self.pad_token = start_token, pad_token
         chosen = choose_head(head, heads)
@@ -76,7 +78,7 @@ class EncoderDecoder(nn.Module):
         length, device = self.decoder.input.size(inputs)
         context = Context.of(inputs, length, device, cache)
         context.memory, context.memory_padding = out.encoder_last_hidden_state, out.encoder_padding
-        context.aligned = True
+        context.aligned = self.start_token is not None
         states: list[Tensor] | None = [] if output_hidden_states else None
         x = self.decoder(inputs, context, states)
         out.last_hidden_state = x
@@ -109,6 +111,8 @@ class EncoderDecoder(nn.Module):
 
     def shift_right(self, labels: Tensor) -> Tensor:
         """Return decoder inputs: the start token, then all labels but the last, -100 as the padding token."""
-        shifted = labels.roll(1, -1)
-        shifted[:, 0] = self.start_token
+        shifted = labels
+        if self.start_token is not None:
+            shifted = labels.roll(1, -1)
+            shifted[:, 0] = self.start_token
         return shifted.masked_fill(shifted == -100, self.pad_token)

@@ -286,7 +286,7 @@ def test_image_features_take_the_place_of_image_tokens() -> None:
     out = model(input_ids=ids, pixel_values=pixels, labels=ids.masked_fill(ids == 49, -100))
     states = model.vision(pixel_values=pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
     features = model.projector(states)
-    torch.testing.assert_close(out.image_hidden_states, features)
+    torch.testing.assert_close(out.image_hidden_states, features.flatten(0, 1))
     x = model.language.trunk.input.table(ids).clone()
     x[:, 2:18] = features
     torch.testing.assert_close(out.logits, model.language(inputs_embeds=x).logits)

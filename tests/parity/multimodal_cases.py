@@ -21,6 +21,10 @@ def images() -> Tensor:
     return torch.randn(ROWS, 3, 16, 16, generator=torch.Generator().manual_seed(4))
 
 
+def memory() -> Tensor:
+    return torch.randn(ROWS, 5, 32, generator=torch.Generator().manual_seed(6))
+
+
 def placed(patches: int) -> Any:
     """Return the inputs of texts that hold one image each, before the tokens that are decoded one by one."""
 
@@ -45,7 +49,81 @@ def llava(variant: str, more: dict[str, Any] | None = None, patches: int = 4, **
     return Case("llava", variant, tf.LlavaForConditionalGeneration, config, **kw)
 
 
+def beside(padding: str | None) -> dict[str, Tensor]:
+    """Return texts and an image for each."""
+    return {**token_batch(padding), "pixel_values": images()}
+
+
+def blip(variant: str, model: type, more: dict[str, Any] | None = None, **kw: Any) -> Case:
+    more = dict(more or {})
+    text = {**TEXT, "bos_token_id": 1, "sep_token_id": 2, **more.pop("text", {})}
+    vision = {**TOWER, "num_hidden_layers": 2, **more.pop("vision", {})}
+    config = tf.BlipConfig(text_config=text, vision_config=vision, image_text_hidden_size=8, **more)
+    kw.setdefault("break_at", ("vision.trunk.norm.eps", 0.3))
+    kw.setdefault("inputs", beside)
+    return Case("blip", variant, model, config, **kw)
+
+
+def question(padding: str | None) -> dict[str, Tensor]:
+    """Return questions without padding, which transformers' answers would read, images, and answers."""
+    batch = beside(None)
+    answers = token_batch(padding)
+    tokens = answers["input_ids"].flip(-1)[:, :7].contiguous()
+    labels = tokens.clone()
+    if padding is not None:
+        batch["decoder_attention_mask"] = mask = answers["attention_mask"][:, 5:]
+        labels = labels.masked_fill(mask == 0, -100)
+    return {**batch, "decoder_input_ids": tokens, "labels": labels}
+
+
+SEEN = ("last_hidden_state", *STATES)
 MULTIMODAL = [
+    blip("captions", tf.BlipForConditionalGeneration, fields=("logits", "image_embeds", *SEEN)),
+    blip(
+        "captions-relu-eps",
+        tf.BlipForConditionalGeneration,
+        {"text": {"hidden_act": "relu", "layer_norm_eps": 1e-3}, "vision": {"hidden_act": "gelu_new"}},
+        break_at=("text.trunk.norm.eps", 0.3),
+    ),
+    blip("matching", tf.BlipForImageTextRetrieval, fields=("itm_score", "question_embeds", *SEEN), labels=False),
+    blip(
+        "cosine",
+        tf.BlipForImageTextRetrieval,
+        {"vision": {"num_hidden_layers": 1}},
+        options={"use_itm_head": False},
+        fields=("itm_score", "question_embeds"),
+        labels=False,
+        break_at=("text.trunk.layer.attention.mask", "causal"),
+    ),
+    blip(
+        "questions",
+        tf.BlipForQuestionAnswering,
+        {"vision": {"hidden_size": 32}},  # theirs takes the two towers for equally wide
+        inputs=question,
+        paddings=(None, "right"),  # a padded place before an answer would be scored on its first token
+        fields=("loss", "image_embeds", *SEEN),
+        break_at=("text.decoder.layer.attention.mask", "full"),
+    ),
+    Case(
+        "blip",
+        "image-tower",
+        tf.BlipVisionModel,
+        tf.BlipVisionConfig(**TOWER),
+        inputs=lambda _: {"pixel_values": images()},
+        paddings=(None,),
+        fields=SEEN,
+        labels=False,
+        break_at=("trunk.norm.eps", 0.3),
+    ),
+    Case(
+        "blip",
+        "text-decoder",
+        tf.BlipTextLMHeadModel,
+        tf.BlipTextConfig(**TEXT, encoder_hidden_size=32, bos_token_id=1, sep_token_id=2),
+        inputs=lambda padding: {**token_batch(padding), "encoder_hidden_states": memory()},
+        fields=("logits", *STATES),
+        break_at=("trunk.layer.mlp.activation", "relu"),
+    ),
     llava("default", fields=("logits", "image_hidden_states", *STATES)),
     llava(
         "full-last-no-bias-tied",

@@ -147,7 +147,7 @@ def gradient_gap(case: Case, ours: nn.Module, theirs: nn.Module) -> float:
     """
     batch = (case.inputs or token_batch)("right" if "right" in case.paddings else None)
     options = dict(case.options)
-    if not options.get("return_loss"):  # pairs are their own labels
+    if not {**options, **batch}.keys() & {"return_loss", "labels"}:  # pairs are their own labels
         with torch.no_grad():
             options["labels"] = labels_for(case, batch, theirs(**batch, **options).logits)
     for model in (ours, theirs):
