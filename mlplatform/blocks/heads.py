@@ -282,6 +282,10 @@ class Pixels(nn.Module):
         gaps = (self.forward(x, context).reconstruction.float() - labels.nan_to_num().float()).abs()
         return torch.where(asked, gaps, 0.0).sum(), asked.sum()
 
+    def flops(self, rows: int, memory: int) -> tuple[float, float]:
+        """Return the FLOPs of its matrix, which special tokens don't go through, and none of attention."""
+        return 2.0 * (rows - self.special) * self.out.weight.numel(), 0.0
+
 
 @block("head/token_classification")
 class TokenClassification(nn.Module):

@@ -53,6 +53,22 @@ def test_flops_equal_torchs_counter_on_meta(family: str, overrides: list[str]) -
         assert counted(train) == 3 * forward
 
 
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("vit_tiny", []),
+        ("vit_tiny", ["head=pooled"]),
+        ("vit_masked", ["trunk.depth=2"]),
+        ("clip_vision", ["trunk.depth=2"]),
+    ],
+)
+def test_flops_of_images_equal_torchs_counter(name: str, overrides: list[str]) -> None:
+    model: Any = build(compose_model(name, overrides).check().config, device="meta")
+    side = model.trunk.input.image_size
+    images = torch.zeros(1, 3, side, side, device="meta")
+    assert sum(costs.forward_flops(model, 1)) == counted(lambda: model(pixel_values=images))
+
+
 def test_a_window_leaves_only_its_keys() -> None:
     def attention(window: str) -> float:
         model = build(tiny.spec("llama", f"+trunk.layer.attention.window={window}"), device="meta")
