@@ -21,10 +21,6 @@ def images() -> Tensor:
     return torch.randn(ROWS, 3, 16, 16, generator=torch.Generator().manual_seed(4))
 
 
-def memory() -> Tensor:
-    return torch.randn(ROWS, 5, 32, generator=torch.Generator().manual_seed(6))
-
-
 def placed(patches: int) -> Any:
     """Return the inputs of texts that hold one image each, before the tokens that are decoded one by one."""
 
@@ -114,15 +110,6 @@ MULTIMODAL = [
         fields=SEEN,
         labels=False,
         break_at=("trunk.norm.eps", 0.3),
-    ),
-    Case(
-        "blip",
-        "text-decoder",
-        tf.BlipTextLMHeadModel,
-        tf.BlipTextConfig(**TEXT, encoder_hidden_size=32, bos_token_id=1, sep_token_id=2),
-        inputs=lambda padding: {**token_batch(padding), "encoder_hidden_states": memory()},
-        fields=("logits", *STATES),
-        break_at=("trunk.layer.mlp.activation", "relu"),
     ),
     llava("default", fields=("logits", "image_hidden_states", *STATES)),
     llava(
