@@ -137,7 +137,7 @@ VISION = [
     vit(
         "one-channel-eps",
         tf.ViTForImageClassification,
-        {"num_channels": 1, "layer_norm_eps": 1e-3},
+        {"num_channels": 1, "layer_norm_eps": 1e-3, "num_labels": 3},
         inputs=lambda _: images(channels=1),
         break_at=("trunk.norm.eps", 0.3),
     ),
