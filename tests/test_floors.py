@@ -31,6 +31,8 @@ THIRD_PARTIES = {
     "omegaconf": {"cli"},
     "lightning": {"data", "tasks", "training", "runs", "cli"},
     "tokenizers": {"processors", "cli"},
+    "timm": {"blocks"},
+    "scipy": {"blocks"},
     "huggingface_hub": {"interop", "cli"},
     "pyarrow": {"data", "cli"},
     "wandb": {"runs", "training", "cli"},

@@ -71,6 +71,9 @@ def load(
         log.warning("the head '%s' is not in %s: its %d parameters are initialised", chosen, folder, len(fresh))
         initialise_module(model, "head", torch.device(device), dtype)
     files.close()
+    for module in model.modules():
+        if hasattr(module, "restore_buffers"):  # tables that are in no file
+            module.restore_buffers()  # type: ignore[operator]
     model.hf_kept = kept_of(config, spec)  # type: ignore[assignment]
     return model.eval()
 
@@ -165,7 +168,8 @@ def _fill(
     warned = False
     for piece in pieces:
         for name in piece.theirs:
-            if files.dtypes[name][0] not in "FB" or files.dtypes[name] == "BOOL":
+            counts = not meta[piece.ours[0]].is_floating_point()  # a batch norm's number of batches
+            if not counts and (files.dtypes[name][0] not in "FB" or files.dtypes[name] == "BOOL"):
                 raise CheckpointError(
                     f"{files.files[name]}: '{name}' is {files.dtypes[name]}; a floating dtype is needed"
                 )
@@ -175,8 +179,8 @@ def _fill(
                     f"{files.files[piece.theirs[0]]}: '{piece.theirs[0]}' is {list(tensor.shape)}, "
                     f"{name} of this config is {list(shapes[name])}"
                 )
-            kept = tensor.to(device=device, dtype=dtype or tensor.dtype).contiguous()
-            if not warned and not all_finite(kept):
+            kept = tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None).contiguous()
+            if not warned and kept.is_floating_point() and not all_finite(kept):
                 log.warning("%s: '%s' holds NaN or infinite values", files.files[piece.theirs[0]], piece.theirs[0])
                 warned = True
             put(model, name, kept)

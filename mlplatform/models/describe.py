@@ -306,7 +306,7 @@ def _facts_of(module: nn.Module, spec: Spec) -> tuple[dict[str, Any], list[str]]
         below = below or (name in INHERITED and isinstance(value, Mapping))
         if below or name in SILENT or "Named" in known.text or "Exceptions" in known.text:
             continue
-        if isinstance(value, Mapping):  # a nested block that is no module of its own: RoPE scaling
+        if isinstance(value, Mapping) and "kind" in value:  # a nested block that is no module of its own: RoPE scaling
             value = _in_line(spec.child(name))
         elif value is None and isinstance(built, (int, float)):
             value = built

@@ -24,8 +24,12 @@ class Normal:
     def __call__(self, model: nn.Module) -> None:
         """Initialise every parameter of the model in place, in the order of its modules."""
         depth = max((len(m) for m in model.modules() if isinstance(m, nn.ModuleList)), default=1)
+        settled = {id(m) for owner in model.modules() if getattr(owner, "resets_all", False) for m in owner.modules()}
         for module in model.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
+            if id(module) in settled:
+                if getattr(module, "resets_all", False):
+                    module.reset_parameters()  # type: ignore[operator]
+            elif isinstance(module, (nn.Linear, nn.Embedding)):
                 shrink = self.shrink_residual and getattr(module, "residual", False)
                 nn.init.normal_(module.weight, std=self.std / (math.sqrt(2 * depth) if shrink else 1.0))
                 if isinstance(module, nn.Linear) and module.bias is not None:
