@@ -242,7 +242,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 class Generation(jinja2.ext.Extension):
     """`{% generation %} ... {% endgeneration %}`: what the model is to say, in a template for training."""
 
-    tags = {"generation"}
+    tags = {"generation"}  # noqa: RUF012 - as Jinja types it
 
     def parse(self, parser: Any) -> nodes.Node:
         line = next(parser.stream).lineno
