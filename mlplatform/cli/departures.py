@@ -38,23 +38,33 @@ def told_apart(model: dict[str, Any], name: str | None, config_dirs: Iterable[st
 def departures(base: Mapping[str, Any], model: Mapping[str, Any]) -> list[str]:
     """Return `path=value` of every change that no rule of `hf.config` writes, dropout and initial values left out."""
     said = _mapped(model)
-    head = model.get("head")
     before, after = _leaves(base), _leaves(model)
     found = []
     for path in dict.fromkeys((*before, *after)):
-        own = path.replace(f"heads.{head}.", "head.", 1) if isinstance(head, str) else path
-        top, last = path.split(".")[0], path.rpartition(".")[2]
+        part, inner = _within(model, path)
+        own = f"{part}{inner}"
+        top, last = inner.split(".")[0], inner.rpartition(".")[2]
         if (
             before.get(path, MISSING) == after.get(path, MISSING)
             or top in SILENT
             or last == "dropout"
-            or path == "head"
+            or inner == "head"
         ):
             continue
-        if own.startswith("heads.") or any(own == rule or own.startswith(f"{rule}.") for rule in said):
+        if top == "heads" or any(own == rule or own.startswith(f"{rule}.") for rule in said):
             continue
         found.append(f"{path}={after[path]!r}" if path in after else f"no {path}")
     return found
+
+
+def _within(model: Mapping[str, Any], path: str) -> tuple[str, str]:
+    """Return the nested model a path lies in (`language.`), and the rest, with `head` for the chosen one of `heads`."""
+    first, _, rest = path.partition(".")
+    if rest and first in ((model.get("hf") or {}).get("parts") or {}):
+        inner, own = _within(model[first], rest)
+        return f"{first}.{inner}", own
+    head = model.get("head")
+    return "", path.replace(f"heads.{head}.", "head.", 1) if isinstance(head, str) else path
 
 
 def _mapped(model: Mapping[str, Any], prefix: str = "") -> set[str]:

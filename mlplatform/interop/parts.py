@@ -3,19 +3,27 @@
 `hf.parts` says for each nested model which key of config.json is its config and what its tensors' names start with:
 
     parts: {language: {config: text_config, weights: "language_model."}, vision: {...}}
+
+`flat: {inner key: outer key or an operator of hf.config}` makes the nested config where a file has none.
+
+Several starts in a list are dialects. A start may tell the nested model's body, whose names begin with its own
+`hf.base_prefix`, from its head: `weights: {body: "model.language_model.", rest: ""}`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from mlplatform.errors import CheckpointError, listing
 from mlplatform.interop.config_keys import assign, look
 from mlplatform.interop.config_map import ConfigMap
+from mlplatform.interop.config_rules import value_rule
 from mlplatform.interop.templates import spread
 
 Find = Callable[[Mapping[str, Any]], dict[str, Any]]
+Start = Callable[[str], str]
 
 
 def head_name(spec: Mapping[str, Any]) -> str | None:
@@ -47,13 +55,23 @@ def read_config(config: Mapping[str, Any], family: Mapping[str, Any], head: str 
     hf = family.get("hf") or {}
     spec = ConfigMap(hf, head).read(config, family)
     for name, part in (hf.get("parts") or {}).items():
-        inner = dict(look(config, part["config"])[1] or {})
+        inner = inner_config(config, part, hf)
         nested = spec[name]  # with what this config says of it
         if inner.get("model_type", nested["hf"]["model_type"]) != nested["hf"]["model_type"]:
             nested = {**find(inner), "head": nested.get("head")}
         chosen = part.get("head", head_name(nested))
         spec[name] = read_config({"architectures": None, **inner}, nested, chosen, find)
     return spec
+
+
+def inner_config(config: Mapping[str, Any], part: Mapping[str, Any], hf: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a part's config, made of the outer one's keys that `flat` names where the file has none."""
+    inner = look(config, part["config"])[1]
+    if inner is None:
+        rules = [value_rule(key, right, set()) for key, right in (part.get("flat") or {}).items()]
+        said = {**(hf.get("defaults") or {}), **config}
+        inner = {rule.path: rule.read(partial(look, said), None) for rule in rules}
+    return dict(inner)
 
 
 def write_config(spec: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,12 +113,11 @@ def weight_rules(spec: Mapping[str, Any], bare: bool, every_head: bool = False) 
             if right is not None:  # null takes an inherited rule away
                 yield left, _renamed(right, moved)
     for name, part in (hf.get("parts") or {}).items():
-        start = part.get("weights", "")
-        starts = [start] if isinstance(start, str) else list(start)
         inner_bare = bool(part.get("bare"))
         for left, right in weight_rules(spec[name], inner_bare, every_head):
             for own in spread(left) if not isinstance(right, Mapping) else [left]:
-                yield f"{name}.{own}", _prefixed(right, starts, spread(left).index(own) if own != left else None)
+                index = spread(left).index(own) if own != left else None
+                yield f"{name}.{own}", _renamed(_prefixed(right, _starts(part, spec[name]), index), moved)
 
 
 def base_prefix(spec: Mapping[str, Any]) -> str:
@@ -116,9 +133,8 @@ def ignored_weights(spec: Mapping[str, Any]) -> list[str]:
     head = (hf.get("heads") or {}).get(head_name(spec)) or {}
     own = [*(hf.get("ignore_weights") or []), *(head.get("ignore_weights") or [])]
     for name, part in (hf.get("parts") or {}).items():
-        start = part.get("weights", "")
-        for first in [start] if isinstance(start, str) else start:
-            own += [first + pattern for pattern in ignored_weights(spec[name])]
+        for start in _starts(part, spec[name]):
+            own += [start(pattern) for pattern in ignored_weights(spec[name])]
     return own
 
 
@@ -127,10 +143,22 @@ def tied_weights(spec: Mapping[str, Any]) -> dict[str, str]:
     hf = spec.get("hf") or {}
     own = dict(hf.get("tied") or {})
     for name, part in (hf.get("parts") or {}).items():
-        start = part.get("weights", "")
-        for first in [start] if isinstance(start, str) else start:
-            own |= {first + copy: first + source for copy, source in tied_weights(spec[name]).items()}
+        for start in _starts(part, spec[name]):
+            own |= {start(copy): start(source) for copy, source in tied_weights(spec[name]).items()}
     return own
+
+
+def _starts(part: Mapping[str, Any], inner: Mapping[str, Any]) -> list[Start]:
+    """Return what the nested model's names become, one function for each dialect."""
+    told, prefix = part.get("weights", ""), (inner.get("hf") or {}).get("base_prefix", "")
+
+    def placed(start: Any, name: str) -> str:
+        if isinstance(start, str):
+            return start + name
+        own = prefix and name.startswith(prefix)
+        return start["body"] + name.removeprefix(prefix) if own else start["rest"] + name
+
+    return [partial(placed, start) for start in (told if isinstance(told, list) else [told])]
 
 
 def _renamed(right: Any, change: Callable[[str], str]) -> Any:
@@ -144,10 +172,10 @@ def _renamed(right: Any, change: Callable[[str], str]) -> Any:
 _NAMED = ("fused", "stacked", "reshaped", "transposed")
 
 
-def _prefixed(right: Any, starts: list[str], index: int | None) -> Any:
+def _prefixed(right: Any, starts: list[Start], index: int | None) -> Any:
     if isinstance(right, Mapping):
         return {
-            k: _options([start + name for name in ([v] if isinstance(v, str) else v) for start in starts])
+            k: _options([start(name) for name in ([v] if isinstance(v, str) else v) for start in starts])
             if k in _NAMED and not isinstance(v, bool)
             else v
             for k, v in right.items()
@@ -155,7 +183,7 @@ def _prefixed(right: Any, starts: list[str], index: int | None) -> Any:
     names = [right] if isinstance(right, str) else list(right)
     if index is not None:
         names = [spread(name)[index] for name in names]
-    return _options([start + name for start in starts for name in names])
+    return _options([start(name) for start in starts for name in names])
 
 
 def _options(names: list[str]) -> Any:

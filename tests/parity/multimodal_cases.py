@@ -17,8 +17,8 @@ IMAGE = 92
 STATES = ("hidden_states.0", "hidden_states.1", "hidden_states.2")
 
 
-def images() -> Tensor:
-    return torch.randn(ROWS, 3, 16, 16, generator=torch.Generator().manual_seed(4))
+def images(side: int = 16) -> Tensor:
+    return torch.randn(ROWS, 3, side, side, generator=torch.Generator().manual_seed(4))
 
 
 def placed(patches: int) -> Any:
@@ -73,7 +73,21 @@ def question(padding: str | None) -> dict[str, Tensor]:
 
 
 SEEN = ("last_hidden_state", *STATES)
+
+
+def fastvlm(variant: str, more: dict[str, Any] | None = None, **kw: Any) -> Case:
+    small = {"inference_mode": True, "layers": [1] * 5, "embed_dims": [4, 8, 16, 32, 32], "cls_ratio": 96.0}
+    vision = {"model_type": "timm_wrapper", "architecture": "fastvit_mci3", "hidden_size": 3072, "model_args": small}
+    text = {"model_type": "qwen2", **TEXT, "num_key_value_heads": 2, **(more or {})}
+    config = tf.FastVlmConfig(vision_config=vision, text_config=text, image_token_index=IMAGE, image_seq_length=4)
+    kw.setdefault("inputs", lambda padding: {**placed(4)(padding), "pixel_values": images(128)})
+    kw.setdefault("fields", ("logits", *STATES))
+    return Case("fastvlm", variant, tf.FastVlmForConditionalGeneration, config, **kw)
+
+
 MULTIMODAL = [
+    fastvlm("fused", break_at=("projector.activation", "relu")),
+    fastvlm("tied", {"tie_word_embeddings": True}, break_at=("language.trunk.norm.eps", 0.3), within=2e-5),
     blip("captions", tf.BlipForConditionalGeneration, fields=("logits", "image_embeds", *SEEN)),
     blip(
         "captions-relu-eps",
