@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mlplatform.api import build, compose, load, save
+    from mlplatform.api import build, compose, load, load_processor, save
 
-__all__ = ["build", "compose", "load", "save"]
+__all__ = ["build", "compose", "load", "load_processor", "save"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,7 @@
-"""The Python face: `mp.compose`, `mp.build`, `mp.load`, `mp.save`. Nothing heavy is imported before it is needed."""
+"""The Python face: `mp.compose`, `mp.build`, `mp.load`, `mp.load_processor`, `mp.save`.
+
+Nothing heavy is imported before it is needed.
+"""
 
 from __future__ import annotations
 
@@ -87,6 +90,30 @@ def load(
 
     hub = {"revision": revision, "cache_dir": cache_dir, "token": token, "offline": offline}
     return load_source(source, head=head, device=device, dtype=dtype, config_dirs=config_dirs, **hub)
+
+
+def load_processor(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | None = None,
+    offline: bool = False,
+) -> Any:
+    """Load what prepares a model's inputs from a Hugging Face folder, a Hub id, or one of our run folders.
+
+    Returns:
+        A tokenizer, an image or audio processor, or for CLIP, BLIP and LLaVA a processor of texts and images, by what
+        the files say. All but the tokenizer are called: `processor(text, images)`, `processor(images)`.
+
+    Raises:
+        CheckpointError, DataError: a file is missing or says what can't be done; the message names it.
+    """
+    from mlplatform.cli.pretrained import folder_of
+    from mlplatform.processors.loading import load_processor as load_folder
+
+    folder = folder_of(source, revision=revision, cache_dir=cache_dir, token=token, offline=offline)
+    return load_folder(folder / "tokenizer" if (folder / "run.json").is_file() else folder)
 
 
 def save(model: nn.Module, folder: str | Path, *, tokenizer: Any = None, shard_size: int = 5 * 10**9) -> None:
