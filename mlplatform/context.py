@@ -61,6 +61,11 @@ class Context:
     """Whether the batch came with `position_ids` of its own."""
     bias: Tensor | None = None
     """Added to every self-attention's scores: (1, heads, queries, keys)."""
+    places: Tensor | None = None
+    """Where each position is, as vectors added in every layer to what self-attention's queries and keys are made from,
+    not to values: (batch or 1, length, dim)."""
+    memory_places: Tensor | None = None
+    """The same for the memory's keys: (batch or 1, memory length, width)."""
     aligned: bool = False
     """Labels stand under the logits that predict them (encoder-decoder); otherwise they are the input itself."""
     recomputed: bool = False
@@ -91,3 +96,8 @@ class Context:
             cache=cache,
             stated=batch.get("position_ids") is not None,
         )
+
+
+def placed(x: Tensor, places: Tensor | None) -> Tensor:
+    """Return x with the vectors of its places, where there are any."""
+    return x if places is None else x + places

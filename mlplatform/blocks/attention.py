@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlplatform.blocks.masks import attention_mask, memory_mask, merged_mask
-from mlplatform.context import Context
+from mlplatform.context import Context, placed
 from mlplatform.errors import SpecError
 from mlplatform.registry import Fraction, Positive, PositiveFloat, Spec, block
 
@@ -107,7 +107,8 @@ class Attention(Heads):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """(batch, length, dim) -> (batch, length, dim)"""
-        q, k, v = self.queries(x), self.keys(x), self.split(self.v(x))
+        y = placed(x, context.places)
+        q, k, v = self.queries(y), self.keys(y), self.split(self.v(x))
         if self.rope is not None:
             q, k = self.rope(q, k, context)
         if self.temperature is not None:
@@ -178,13 +179,17 @@ class MergedAttention(Attention):
         if memory is None or memory.shape[-1] != x.shape[-1]:
             given = "none" if memory is None else f"one of width {memory.shape[-1]}"
             raise SpecError(f"merged_attention needs the output of an encoder of width {x.shape[-1]}, not {given}")
-        q, k, v = self.queries(x), self.keys(x), self.split(self.v(x))
+        y = placed(x, context.places)
+        q, k, v = self.queries(y), self.keys(y), self.split(self.v(x))
         if self.rope is not None:
             q, k = self.rope(q, k, context)
         if context.cache is not None:
             k, v = context.cache.extend(self, k, v)
         mask = merged_mask(context, q.shape[2], k.shape[2], q.dtype, causal=self.causal, window=self.window)
-        k, v = torch.cat((k, self.keys(memory)), 2), torch.cat((v, self.split(self.v(memory))), 2)
+        k, v = (
+            torch.cat((k, self.keys(placed(memory, context.memory_places))), 2),
+            torch.cat((v, self.split(self.v(memory))), 2),
+        )
         return self.finish(x, self.mix(q, k, v, mask, causal=False))
 
 
@@ -212,7 +217,8 @@ class CrossAttention(Heads):
         memory = context.memory
         if memory is None:
             raise SpecError("cross-attention needs the output of an encoder; give encoder_hidden_states")
-        q, k, v = self.split(self.q(x)), self.split(self.k(memory)), self.split(self.v(memory))
+        q, k = self.q(placed(x, context.places)), self.k(placed(memory, context.memory_places))
+        q, k, v = self.split(q), self.split(k), self.split(self.v(memory))
         mixed = F.scaled_dot_product_attention(
             q,
             k,

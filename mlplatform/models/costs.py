@@ -10,10 +10,12 @@ from collections.abc import Callable
 from torch import nn
 
 from mlplatform.blocks.attention import Attention, CrossAttention, Heads, MergedAttention
+from mlplatform.blocks.feature_maps import LearnedSlots
 from mlplatform.blocks.heads import Pooler, Projection, SequenceClassification, VocabularyLinear
 from mlplatform.blocks.moe import MixtureOfExperts
 from mlplatform.blocks.patches import Patches
 from mlplatform.models.assemblies import SingleTower
+from mlplatform.models.detector import Detector
 from mlplatform.models.encoder_decoder import EncoderDecoder
 from mlplatform.models.transformer import Transformer
 from mlplatform.models.vision_language import VisionLanguage
@@ -82,8 +84,10 @@ def _share(module: MixtureOfExperts) -> float:
 
 
 def _tower_rows(tower: nn.Module, length: int) -> int:
-    """Return how many positions go through a tower: its image's patches, or the sequence's tokens."""
+    """Return how many positions go through a tower: its image's patches, its slots, or the sequence's tokens."""
     start = getattr(tower, "input", None)
+    if isinstance(start, LearnedSlots):
+        return start.slots.num_embeddings
     return start.positions.num_embeddings if isinstance(start, Patches) else length
 
 
@@ -101,12 +105,14 @@ def _work(module: nn.Module, rows: int, memory: int) -> Work:
         rows = 1  # these read one position of each sequence
     if isinstance(module, (SingleTower, Transformer)):
         rows = _tower_rows(getattr(module, "trunk", module), rows)
-    if isinstance(module, EncoderDecoder):
+    if isinstance(module, (EncoderDecoder, Detector)):
         memory = _tower_rows(module.encoder, rows)
     parts = [(_own(module, rows), 0.0)]
     for child in module.children():
         if isinstance(module, VisionLanguage) and child is module.projector:
             parts.append(_work(child, _tower_rows(module.vision.trunk, rows) - module.drop, memory))
+        elif isinstance(module, Detector) and child is module.head:
+            parts.append(_work(child, _tower_rows(module.decoder, rows), memory))
         elif isinstance(module, MixtureOfExperts) and child is module.experts:
             parts.append((2.0 * rows * _size(child) * _share(module), 0.0))
         else:

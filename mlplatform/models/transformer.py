@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -23,6 +23,8 @@ class Transformer(nn.Module):
         norm: the kind of norm, stated once; `final_norm: true`, `input.norm: true`, `qk_norm: true` mean this one.
         exceptions: layers that differ: each item is merged over `layer` for the `layers` it names.
         position_bias: what every layer's attention scores get for the distance of query and key.
+        final_norm: a norm after the last layer; `every` for the same one after each layer too (HF's DETR, when it has
+            `auxiliary_loss`).
         normed_states: the last of `hidden_states` is what the final norm returns (Llama, BERT); false for what it
             is given (ViT, CLIP, SigLIP).
     """
@@ -40,7 +42,7 @@ class Transformer(nn.Module):
         layer: Annotated[Spec, "layer"],
         exceptions: Annotated[Exceptions, "layer"] = (),  # type: ignore[assignment]
         position_bias: Annotated[Spec, "position_bias"] | None = None,
-        final_norm: bool = False,
+        final_norm: bool | Literal["every"] = False,
         normed_states: bool = True,
     ) -> None:
         super().__init__()
@@ -55,6 +57,7 @@ class Transformer(nn.Module):
             for i, data in enumerate(specs)
         )
         self.final_norm = norm.build(dim=dim) if final_norm else None
+        self.norm_every = final_norm == "every"
         self.normed_states = normed_states
         self.checkpointed = False
         """Whether layers are computed again in the backward pass instead of being kept."""
@@ -75,11 +78,13 @@ class Transformer(nn.Module):
         if self.position_bias is not None:
             context.bias = self.position_bias(context, x.shape[1])
         context.recomputed = self.checkpointed and self.training
+        raw = x
         for layer in self.layers:
             if states is not None:
-                states.append(x)
-            x = self._through(layer, x, context)
-        raw = x
+                states.append(raw)
+            x = raw = self._through(layer, x, context)
+            if self.norm_every and self.final_norm is not None:
+                x = self.final_norm(x)
         if self.final_norm is not None:
             x = self.final_norm(x)
         if states is not None:

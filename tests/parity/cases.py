@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import transformers as tf
+from detection_cases import DETECTION
 from family_cases import FAMILIES
 from multimodal_cases import MULTIMODAL
 from oracle import VOCAB, Case
@@ -80,4 +81,5 @@ CASES = [
     *FAMILIES,
     *VISION,
     *MULTIMODAL,
+    *DETECTION,
 ]

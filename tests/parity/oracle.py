@@ -86,8 +86,10 @@ def randomise(model: nn.Module, seed: int = 1) -> nn.Module:
             else:
                 parameter.copy_(noise / math.sqrt(parameter[0].numel()))
         for name, buffer in model.named_buffers():
-            if name.endswith(("running_mean", "running_var", "correction_bias")):
+            if name.endswith(("running_var", "correction_bias")):
                 buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
+            elif name.endswith(("running_mean", ".weight", ".bias")):  # of frozen norms
+                buffer.add_(0.2 * torch.randn(buffer.shape, generator=generator))
     return model
 
 
@@ -109,7 +111,10 @@ def token_batch(padding: str | None) -> dict[str, Tensor]:
 def pick(output: Any, path: str) -> Tensor:
     """Follow a dotted path of names and numbers."""
     for part in path.split("."):
-        output = output[int(part)] if part.lstrip("-").isdigit() else getattr(output, part)
+        if type(output) is dict:
+            output = output[part]
+        else:
+            output = output[int(part)] if part.lstrip("-").isdigit() else getattr(output, part)
     return output
 
 
