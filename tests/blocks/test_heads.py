@@ -81,7 +81,19 @@ def test_masked_lm_head(tied: bool) -> None:
     same_loss(module.loss(x, targets, context()), mean, int((targets != -100).sum()), x)
 
 
-@pytest.mark.parametrize("kind", ["lm_head", "masked_lm_head"])
+@pytest.mark.parametrize("aligned", [True, False])
+def test_dense_lm_head(aligned: bool) -> None:
+    module, _ = head("dense_lm_head", activation="relu")
+    masked, _ = head("masked_lm_head", activation="relu")
+    x, targets = states(), labels()
+    logits = module(x, context()).logits
+    assert torch.equal(logits, masked(x, context()).logits)
+    seen, wanted = (logits, targets) if aligned else (logits[:, :-1], targets[:, 1:])
+    mean = F.cross_entropy(seen.flatten(0, 1), wanted.flatten())
+    same_loss(module.loss(x, targets, context(aligned=aligned)), mean, int((wanted != -100).sum()), x)
+
+
+@pytest.mark.parametrize("kind", ["lm_head", "masked_lm_head", "dense_lm_head"])
 def test_an_input_without_a_table_has_no_vocabulary(kind: str) -> None:
     with pytest.raises(SpecError, match="this head needs an input with a token table"):
         Spec.of({"kind": kind}, "head").build(dim=DIM, tower_norm=NORM, table=None)

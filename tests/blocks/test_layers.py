@@ -81,6 +81,15 @@ def test_norms_in_their_places(formula: Callable[..., Tensor], cross: bool) -> N
     run(layer(formula.__name__, cross), formula, cross)
 
 
+@pytest.mark.parametrize("formula", [pre_norm, post_norm, sandwich_norm, output_norm])
+def test_a_text_by_itself_goes_past_the_cross(formula: Callable[..., Tensor]) -> None:
+    block, context = layer(formula.__name__, cross=True), Context(torch.arange(5)[None])
+    x = torch.randn(2, 5, DIM, generator=torch.Generator().manual_seed(0))
+    parts: dict[str, Any] = {name: module for name, module in block.named_children() if module is not None}
+    parts["attention"] = lambda y: block.attention(y, context)  # type: ignore[operator]
+    torch.testing.assert_close(block(x, context), formula(x, parts, False), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("shared", [False, True])
 def test_parallel_sublayers_read_the_same(shared: bool) -> None:
     def parallel(x: Tensor, p: dict[str, Part], cross: bool) -> Tensor:

@@ -99,6 +99,63 @@ def test_a_swapped_model_learns_to_name_what_it_sees(overrides: list[str]) -> No
     assert moved == {"vision", "projector", "language"}
 
 
+SHALLOW = ["vision.trunk.input.patch=8", "vision.trunk.depth=2", "text.trunk.depth=1"]
+DUAL = {
+    "vision": ["model@vision=vit_tiny", "vision.head={kind: projection, width: 128, output: image_embeds}"],
+    "text": [
+        "model@text=bert_tiny",
+        "text.head={kind: projection, width: 128, output: text_embeds, pool: first}",
+    ],
+}
+
+
+@pytest.mark.parametrize("overrides", [DUAL["vision"], DUAL["text"], DUAL["vision"] + DUAL["text"]])
+def test_a_swapped_dual_tower_learns_which_text_is_of_which_picture(overrides: list[str]) -> None:
+    model: Any = mp.build("clip_tiny", [*overrides, *SHALLOW], seed=3).eval()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
+    losses = []
+    for seed in range(75):
+        batch = captions(seed, count=3, patches=0)
+        pairs = {"input_ids": batch["input_ids"], "pixel_values": batch["pixel_values"]}
+        loss = model(**pairs, return_loss=True).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+    with torch.no_grad():
+        assert model(**pairs).logits_per_text.argmax(-1).tolist() == [0, 1, 2]
+
+
+def test_a_swapped_reader_of_images_trains() -> None:
+    """BLIP with a ViT of another width: its text's `cross` takes the width of what it reads."""
+    text = [
+        "text.trunk.depth=1",
+        "text.trunk.dim=64",
+        "text.trunk.layer.attention.heads=2",
+        "text.trunk.input.vocab=50",
+    ]
+    text += ["text.trunk.layer.cross.heads=2", "text.trunk.layer.mlp.width=96"]
+    model: Any = mp.build(
+        "blip", ["model@vision=vit_tiny", "vision.head=none", "vision.trunk.input.patch=8", *text], seed=3
+    )
+    assert model.text.trunk.layers[0].cross.k.weight.shape == (64, 192)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    losses = []
+    for seed in range(60):
+        batch = captions(seed, patches=0)
+        loss = model(**{**batch, "labels": batch["input_ids"]}).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.2 * losses[0]
+    with torch.no_grad():
+        held_out = captions(10_000, patches=0)
+        named = model.eval()(held_out["input_ids"], held_out["pixel_values"]).logits[:, 1].argmax(-1)
+    assert torch.equal(named, held_out["input_ids"][:, 2]), "the words are not those of the pictures"
+
+
 @pytest.mark.parametrize(("part", "name"), [("language", "gpt2_tiny"), ("vision", "vit_tiny"), ("vision", "clip_tiny")])
 def test_a_part_is_what_its_own_file_says(part: str, name: str) -> None:
     """Nothing of the part before is left: a GPT-2 laid over a Llama would keep its rope."""
