@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import transformers as tf
+from family_cases import FOLDER
 from oracle import ROWS, Case
 from torch import Tensor
 
@@ -44,15 +45,21 @@ def objects() -> list[dict[str, Tensor]]:
 
 
 def detr(variant: str, more: dict[str, Any] | None = None, model: Any = tf.DetrForObjectDetection, **kw: Any) -> Case:
-    more = {"backbone": "test_resnet", **(more or {})}
-    family = kw.pop("family", "detr")
-    config = (tf.DetrConfig if family == "detr" else tf.TableTransformerConfig)(**{**SIZE, **more})
+    config = kw.pop("config", tf.DetrConfig)(**{**SIZE, "backbone": "test_resnet", **(more or {})})
     finds = "ObjectDetection" in model.__name__
     kw.setdefault("break_at", ("decoder.layer.mlp.activation", "gelu"))
     kw.setdefault("inputs", images)
     kw.setdefault("fields", FOUND if finds else BARE)
     options = {"labels": objects()} if finds else {}
-    return Case(family, variant, model, config, paddings=(None, "right"), options=options, labels=finds, **kw)
+    return Case(
+        kw.pop("family", "detr"), variant, model, config, paddings=(None, "right"), options=options, labels=finds, **kw
+    )
+
+
+def table_transformer(variant: str, more: dict[str, Any] | None = None, **kw: Any) -> Case:
+    kw.setdefault("model", tf.TableTransformerForObjectDetection)
+    outside = {"family": "table_transformer", "config": tf.TableTransformerConfig, "config_dirs": (FOLDER,)}
+    return detr(variant, more, **outside, **kw)
 
 
 RESNET: dict[str, Any] = {"hidden_sizes": [32, 48, 64, 64], "depths": [1, 2, 1, 1]}
@@ -84,4 +91,14 @@ DETECTION = [
     ),
     detr("bare", model=tf.DetrModel),
     detr("bare-resnet-by-transformers", {**OWN, "backbone_config": tf.ResNetConfig(**RESNET)}, tf.DetrModel),
+    table_transformer("timm"),
+    # its decoder_hidden_states are then normed, DETR's are not
+    table_transformer(
+        "auxiliary-loss",
+        {"auxiliary_loss": True},
+        fields=(*(name for name in FOUND if "decoder" not in name), *EARLIER),
+        break_at=("decoder.final_norm", True),
+    ),
+    table_transformer("learned-positions", {"position_embedding_type": "learned"}),
+    table_transformer("bare", model=tf.TableTransformerModel),
 ]
