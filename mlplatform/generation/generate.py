@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -59,12 +59,14 @@ def generate_tokens(
     top_p: float | None = None,
     seed: int = 0,
     use_cache: bool = True,
+    beside: Mapping[str, Tensor] | None = None,
 ) -> list[list[int]]:
     """Return the new tokens of each prompt; prompts of different lengths are padded on the left.
 
     Args:
         ends: tokens that end a text (they are not returned).
         use_cache: False computes every token anew, which a test compares with.
+        beside: what the model reads beside the tokens: `pixel_values` of the prompts' images.
 
     A text ends after `max_new_tokens`, at an end token, or where the model's context is full.
 
@@ -85,7 +87,7 @@ def generate_tokens(
     model.eval()
     try:
         return _continue(
-            partial(_next_logits, model, Cache() if use_cache else None, bool((mask == 0).any())),
+            _Steps(model, Cache() if use_cache else None, bool((mask == 0).any()), beside or {}),
             partial(
                 sample,
                 generator=torch.Generator(device).manual_seed(seed),
@@ -126,12 +128,20 @@ def _continue(
     return new
 
 
-def _next_logits(model: nn.Module, cache: Cache | None, padded: bool, tokens: Tensor, mask: Tensor) -> Tensor:
-    """Return the logits (batch, vocab) after the last token; what the cache has is not computed again."""
-    fresh = tokens[:, cache.length if cache else 0 :]
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -fresh.shape[1] :]
-    extra = {"attention_mask": mask} if padded else {}
-    return model(input_ids=fresh, position_ids=positions, cache=cache, **extra).logits[:, -1]
+class _Steps:
+    """Returns the logits (batch, vocab) after the last token; what the cache has is not computed again."""
+
+    def __init__(self, model: nn.Module, cache: Cache | None, padded: bool, beside: Mapping[str, Tensor]) -> None:
+        self.model, self.cache, self.padded, self.beside = model, cache, padded, dict(beside)
+
+    def __call__(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        fresh = tokens[:, self.cache.length if self.cache else 0 :]
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -fresh.shape[1] :]
+        extra = {"attention_mask": mask} if self.padded else {}
+        out = self.model(input_ids=fresh, position_ids=positions, cache=self.cache, **extra, **self.beside)
+        if self.cache is not None:  # images within the text are in the cache now, those beside it were looked at
+            self.beside = {name: out[name] for name in ("image_embeds",) if name in out}
+        return out.logits[:, -1]
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
