@@ -17,6 +17,7 @@ from mlplatform.blocks.patches import Patches
 from mlplatform.models.assemblies import SingleTower
 from mlplatform.models.detector import Detector
 from mlplatform.models.encoder_decoder import EncoderDecoder
+from mlplatform.models.grounded_text import Grounded
 from mlplatform.models.transformer import Transformer
 from mlplatform.models.vision_language import VisionLanguage
 
@@ -105,8 +106,11 @@ def _work(module: nn.Module, rows: int, memory: int) -> Work:
         rows = 1  # these read one position of each sequence
     if isinstance(module, (SingleTower, Transformer)):
         rows = _tower_rows(getattr(module, "trunk", module), rows)
+    before = memory
     if isinstance(module, (EncoderDecoder, Detector)):
         memory = _tower_rows(module.encoder, rows)
+    if isinstance(module, Grounded):
+        memory = _tower_rows(module.vision.trunk, rows)
     parts = [(_own(module, rows), 0.0)]
     for child in module.children():
         if isinstance(module, VisionLanguage) and child is module.projector:
@@ -115,6 +119,8 @@ def _work(module: nn.Module, rows: int, memory: int) -> Work:
             parts.append(_work(child, _tower_rows(module.decoder, rows), memory))
         elif isinstance(module, MixtureOfExperts) and child is module.experts:
             parts.append((2.0 * rows * _size(child) * _share(module), 0.0))
+        elif isinstance(module, EncoderDecoder) and child is module.encoder:
+            parts.append(_work(child, rows, before))  # which may read another tower itself
         else:
             parts.append(_work(child, rows, memory))
     return _sum(parts)

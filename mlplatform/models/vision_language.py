@@ -74,6 +74,8 @@ class VisionLanguage(nn.Module):
         if pixel_values is not None:
             features = self.image_features(pixel_values)
             x = self._place(x, input_ids, features)
+        elif (cache is None or not cache.length) and bool((input_ids == self.image_token).any()):
+            raise DataError("the text has image tokens and the batch no 'pixel_values' to take their places")
         out = self.language(inputs_embeds=x, attention_mask=attention_mask, labels=labels, cache=cache, **options)
         if features is not None:
             out.image_hidden_states = features.flatten(0, 1)

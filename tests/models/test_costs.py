@@ -82,7 +82,11 @@ def test_a_window_leaves_only_its_keys() -> None:
 def test_flops_of_every_shipped_model_equal_torchs_counter(name: str) -> None:
     spec = compose_model(name).check().config
     towers = [spec[part] for part in ("trunk", "encoder", "decoder") if part in spec]
-    if not all("tokens" in tower.get("input", {}).get("kind", "") for tower in towers) or not towers or "moe" in str(spec):
+    if (
+        not all("tokens" in tower.get("input", {}).get("kind", "") for tower in towers)
+        or not towers
+        or "moe" in str(spec)
+    ):
         pytest.skip(
             "reads more than tokens, or has experts, which can't be counted on meta: see the tests of assemblies"
         )
@@ -91,6 +95,21 @@ def test_flops_of_every_shipped_model_equal_torchs_counter(name: str) -> None:
     model = build(spec, device="meta")
     tokens = torch.zeros(1, LENGTH, dtype=torch.long, device="meta")
     batch = {"input_ids": tokens} | ({"decoder_input_ids": tokens} if "decoder" in spec else {})
+    if "trunk" in spec and "cross" in spec["trunk"]["layer"]:
+        batch["encoder_hidden_states"] = torch.zeros(1, LENGTH, spec["trunk"]["dim"], device="meta")
+    assert counted(lambda: model(**batch)) == sum(costs.forward_flops(model, LENGTH))
+
+
+@pytest.mark.parametrize(("name", "towers"), [("blip", 1), ("blip_retrieval", 1), ("blip_vqa", 2)])
+def test_flops_of_texts_beside_images_equal_torchs_counter(name: str, towers: int) -> None:
+    spec = compose_model(name, ["vision.trunk.input.image_size=64", "vision.trunk.depth=2"]).check().config
+    for tower in [spec["text"][part] for part in ("trunk", "encoder", "decoder") if part in spec["text"]]:
+        tower["depth"] = 2
+    model = build(spec, device="meta")
+    tokens = torch.zeros(1, LENGTH, dtype=torch.long, device="meta")
+    batch = {"input_ids": tokens, "pixel_values": torch.zeros(1, 3, 64, 64, device="meta")}
+    if towers == 2:
+        batch["decoder_input_ids"] = tokens
     assert counted(lambda: model(**batch)) == sum(costs.forward_flops(model, LENGTH))
 
 

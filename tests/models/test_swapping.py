@@ -12,7 +12,7 @@ from torch import Tensor
 
 import mlplatform as mp
 from mlplatform.cli.main import main
-from mlplatform.errors import SpecError
+from mlplatform.errors import DataError, SpecError
 from mlplatform.models import build
 from mlplatform.registry import Spec
 from mlplatform.training.engine import fit
@@ -202,5 +202,11 @@ def test_parts_that_do_not_fit(overrides: list[str], told: str) -> None:
 def test_more_places_than_patches() -> None:
     model = mp.build("llava_tiny", inside(SMALL))
     batch = captions(0, 2, patches=15)
-    with pytest.raises(Exception, match="the text has 30 image tokens, the images have 32 patches"):
+    with pytest.raises(DataError, match="the text has 30 image tokens, the images have 32 patches"):
         model(**batch)
+
+
+def test_places_without_images() -> None:
+    model = mp.build("llava_tiny", inside(SMALL))
+    with pytest.raises(DataError, match="the text has image tokens and the batch no 'pixel_values'"):
+        model(input_ids=captions(0, 2, patches=1)["input_ids"])
