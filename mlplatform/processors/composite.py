@@ -144,6 +144,8 @@ class TextImageProcessor:
         encoded = self._encoded(texts, truncation, max_length, specials)
         if self.place is not None and truncation:
             self._check_cut(texts, encoded)
+        if empty := [number for number, row in enumerate(encoded) if not row]:
+            raise DataError(f"text {empty[0]} has no tokens: {texts[empty[0]]!r}")
         return {**self._padded(encoded, padding, max_length), **pictures}
 
     def apply_chat_template(

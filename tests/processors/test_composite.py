@@ -195,6 +195,7 @@ def test_bad_settings(change: dict[str, Any], told: str, tmp_path: Path) -> None
         ([], 0, {}, "no texts were given"),
         (None, 0, {}, "neither text nor images"),
         ([["a", "b"]], 0, {}, "a text is a string, not a list"),
+        (["a", ""], 0, {"specials": False}, "text 1 has no tokens: ''"),
     ],
 )
 def test_bad_inputs(texts: Any, count: int, options: dict[str, Any], told: str, tmp_path: Path) -> None:
