@@ -69,22 +69,31 @@ class ChatTemplate:
         """
         folder = Path(folder)
         config, apart = _json(folder / "tokenizer_config.json"), _json(folder / "chat_template.json")
-        found = config.get("chat_template")
-        if isinstance(found, list):  # [{name, template}, ...] in older files
-            found = {str(item.get("name")): item.get("template") for item in found if isinstance(item, Mapping)}
         if apart.get("chat_template") is not None:
-            found = apart["chat_template"]
-        templates: dict[str, Any] = dict(found) if isinstance(found, Mapping) else {"default": found} if found else {}
+            config["chat_template"] = apart["chat_template"]
         more = folder / "additional_chat_templates"
+        templates = {}
         for file in (folder / "chat_template.jinja", *sorted(more.glob("*.jinja"))):
             if file.is_file():
                 templates["default" if file.parent == folder else file.stem] = _text(file)
-        if not templates:
+        return cls.of_config(config, str(folder), templates)
+
+    @classmethod
+    def of_config(
+        cls, config: Mapping[str, Any], source: str, templates: Mapping[str, str] | None = None
+    ) -> ChatTemplate | None:
+        """Return the templates of a tokenizer_config.json's contents and `templates`, None when there are none."""
+        found = config.get("chat_template")
+        if isinstance(found, list):  # [{name, template}, ...]
+            found = {str(item.get("name")): item.get("template") for item in found if isinstance(item, Mapping)}
+        given: dict[str, Any] = dict(found) if isinstance(found, Mapping) else {"default": found} if found else {}
+        given |= templates or {}
+        if not given:
             return None
         special = {key: _content(value) for key, value in config.items() if key.endswith("_token")}
         named = config.get("extra_special_tokens")
         special |= {key: _content(value) for key, value in named.items()} if isinstance(named, Mapping) else {}
-        return cls(templates, {key: value for key, value in special.items() if isinstance(value, str)}, str(folder))
+        return cls(given, {key: value for key, value in special.items() if isinstance(value, str)}, source)
 
     def files(self) -> dict[str, str]:
         """Return name of a file -> its contents, as transformers writes and reads them."""

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import tokenizers
@@ -19,6 +19,9 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from mlplatform.cached import cached_folder, write_whole
 from mlplatform.errors import DataError, SpecError, did_you_mean, listing
 from mlplatform.registry import Positive, Text, block
+
+if TYPE_CHECKING:
+    from mlplatform.processors.chat import ChatTemplate
 
 log = logging.getLogger(__name__)
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # stated, so that the library does not warn at each later fork
@@ -103,6 +106,13 @@ class Tokenizer:
         """A hash of all that decides which tokens a text becomes."""
         special = json.dumps(self.special, sort_keys=True)
         return hashlib.sha256(f"{self.backend.to_str()}\n{special}".encode()).hexdigest()
+
+    @cached_property
+    def chat(self) -> ChatTemplate | None:
+        """What writes conversations as text, as the model's files say; None where they say nothing."""
+        from mlplatform.processors.chat import ChatTemplate
+
+        return ChatTemplate.of_config(self.config, self.source)
 
     def encode(self, text: str, *, specials: bool = True) -> list[int]:
         """Return the token numbers, as Hugging Face's tokenizer does; `specials` adds those of its template."""
@@ -258,7 +268,7 @@ def load(path: Path | str, special: Mapping[str, str] | None = None) -> Tokenize
         ) from None
     if backend.get_vocab_size() == 0:
         raise DataError(f"{main}: its vocabulary is empty")
-    config = _json(main.parent / "tokenizer_config.json")
+    config = {**_json(main.parent / "tokenizer_config.json"), **_templates(main.parent)}
     named = {**_json(main.parent / "special_tokens_map.json"), **config}
     found = {role: _content(named.get(f"{role}_token")) for role in ROLES}
     if not named:
@@ -312,6 +322,20 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise DataError(f"{path}: a JSON object is needed, not a {type(data).__name__}")
     return data
+
+
+def _templates(folder: Path) -> dict[str, Any]:
+    """Return the chat templates that files of their own hold, as tokenizer_config.json would."""
+    files = [folder / "chat_template.jinja", *sorted((folder / "additional_chat_templates").glob("*.jinja"))]
+    try:
+        found = {file.stem: file.read_text(encoding="utf-8") for file in files if file.is_file()}
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder}: a chat template is no readable text: {error}") from None
+    if "chat_template" in found:
+        found = {"default": found.pop("chat_template"), **found}
+    if list(found) == ["default"]:
+        return {"chat_template": found["default"]}
+    return {"chat_template": [{"name": n, "template": text} for n, text in found.items()]} if found else {}
 
 
 def _content(value: Any) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import time
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ import numpy as np
 import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from mlplatform.errors import DataError
 from mlplatform.processors import chat
 from mlplatform.processors.chat import ChatTemplate
+from mlplatform.processors.tokenizer import load as load_tokenizer
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 CHATML = """{%- if tools %}
@@ -179,7 +181,7 @@ CASES = {
 }
 
 
-def reference(template: str | dict[str, str]) -> PreTrainedTokenizerFast:
+def reference(template: str | dict[str, str] | None) -> PreTrainedTokenizerFast:
     """Return a tokenizer of transformers that writes every byte as a token."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = tokenizers.Tokenizer(models.BPE({c: i for i, c in enumerate([*SPECIAL.values(), *alphabet])}, []))
@@ -228,6 +230,21 @@ def test_files_both_ways(tmp_path: Path) -> None:
     assert read is not None
     assert (read.templates, read.special) == (both, {"bos_token": "<s>"})
     assert ChatTemplate.from_folder(tmp_path) is None
+
+
+@pytest.mark.parametrize("templates", [HEADERS, {"default": BRACKETS, "tool_use": HEADERS}])
+def test_a_tokenizer_keeps_its_templates(templates: Any, tmp_path: Path) -> None:
+    reference(templates).save_pretrained(tmp_path / "theirs")
+    ours = load_tokenizer(tmp_path / "theirs")
+    ours.save(tmp_path / "ours")
+    again = AutoTokenizer.from_pretrained(tmp_path / "ours")
+    assert ours.chat is not None
+    for tools in (None, [TOOL]):
+        expected = again.apply_chat_template(TALK, tools=tools, tokenize=False)
+        assert ours.chat.render(TALK, tools=tools) == expected
+        assert pickle.loads(pickle.dumps(ours)).chat.render(TALK, tools=tools) == expected
+    reference(None).save_pretrained(tmp_path / "plain")
+    assert load_tokenizer(tmp_path / "plain").chat is None
 
 
 def test_the_template_sees_no_more_than_plain_values() -> None:
