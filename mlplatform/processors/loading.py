@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,9 +36,7 @@ def load_processor(folder: str | Path) -> Tokenizer | ImageProcessor | TextImage
     if kind in KINDS:
         return TextImageProcessor.from_folder(folder, kind)
     if _sounds(folder):
-        from mlplatform.processors.audio import AudioProcessor  # type: ignore[import-not-found]
-
-        return AudioProcessor.from_folder(folder)
+        return _sound(folder)
     if alone or whole:
         from mlplatform.processors.image import ImageProcessor
 
@@ -47,6 +46,14 @@ def load_processor(folder: str | Path) -> Tokenizer | ImageProcessor | TextImage
 
         return load(folder)
     raise CheckpointError(f"{folder}: no {listing(FILES)}; copy them from the model")
+
+
+def _sound(folder: Path) -> Any:
+    try:
+        audio = import_module("mlplatform.processors.audio")
+    except ModuleNotFoundError:
+        raise CheckpointError(f"{folder}: its preprocessor is for sound, which this version has none for") from None
+    return audio.AudioProcessor.from_folder(folder)
 
 
 def _sounds(folder: Path) -> bool:
