@@ -66,6 +66,10 @@ class Context:
     not to values: (batch or 1, length, dim)."""
     memory_places: Tensor | None = None
     """The same for the memory's keys: (batch or 1, memory length, width)."""
+    features: Tensor | None = None
+    """What the input made of a signal before it came to the tower's width: (batch, length, channels)."""
+    hidden: Tensor | None = None
+    """Which positions the batch says to hide from the tower: (batch, length) bool."""
     aligned: bool = False
     """Labels stand under the logits that predict them (encoder-decoder); otherwise they are the input itself."""
     recomputed: bool = False

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor, nn
 
 from mlplatform.context import Context
 from mlplatform.errors import SpecError
-from mlplatform.registry import Natural, block
+from mlplatform.registry import Natural, PositiveFloat, block
 
 
 @block("positions/learned")
@@ -26,6 +29,38 @@ class Learned(nn.Module):
         """Add the rows of `context.positions` to x (batch, length, dim)."""
         _check_room(x, context, self.table.num_embeddings - self.offset)
         return x + self.table(context.positions + self.offset)
+
+
+@block("positions/sinusoids")
+class Sinusoids(nn.Module):
+    """A table of sines, then cosines, of the position at wavelengths from 2 pi to 2 pi * longest. arXiv:1706.03762
+
+    It is kept with the weights, as Whisper's files have it, and not trained.
+
+    Args:
+        longest: the longest wavelength in turns of 2 pi positions.
+    """
+
+    resets_all = True
+
+    def __init__(self, dim: int, context_length: int, *, longest: PositiveFloat = 10000.0) -> None:
+        super().__init__()
+        if dim % 2 or dim < 4:
+            raise SpecError(f"dim={dim}: sinusoids need an even width of 4 at least")
+        self.longest = longest
+        self.table = nn.Embedding(context_length, dim).requires_grad_(False)
+
+    def reset_parameters(self) -> None:
+        length, dim = self.table.weight.shape
+        rates = torch.exp(torch.arange(dim // 2) * (-math.log(self.longest) / (dim // 2 - 1)))
+        angles = torch.arange(length)[:, None] * rates
+        with torch.no_grad():
+            self.table.weight.copy_(torch.cat((angles.sin(), angles.cos()), 1))
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """Add the rows of `context.positions` to x (batch, length, dim)."""
+        _check_room(x, context, self.table.num_embeddings)
+        return x + self.table(context.positions)
 
 
 class Counted(nn.Module):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from torch import nn
 
 from mlplatform.blocks.attention import Attention, CrossAttention, Heads, MergedAttention
+from mlplatform.blocks.audio import Spectrogram
 from mlplatform.blocks.feature_maps import LearnedSlots
 from mlplatform.blocks.heads import Pooler, Projection, SequenceClassification, VocabularyLinear
 from mlplatform.blocks.moe import MixtureOfExperts
@@ -85,8 +86,10 @@ def _share(module: MixtureOfExperts) -> float:
 
 
 def _tower_rows(tower: nn.Module, length: int) -> int:
-    """Return how many positions go through a tower: its image's patches, its slots, or the sequence's tokens."""
+    """Return how many positions go through a tower: its image's patches, its slots, its frames, or its tokens."""
     start = getattr(tower, "input", None)
+    if isinstance(start, Spectrogram):
+        return start.length
     if isinstance(start, LearnedSlots):
         return start.slots.num_embeddings
     return start.positions.num_embeddings if isinstance(start, Patches) else length

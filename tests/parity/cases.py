@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import transformers as tf
+from audio_cases import AUDIO
 from detection_cases import DETECTION
 from family_cases import FAMILIES
 from multimodal_cases import MULTIMODAL
@@ -81,5 +82,6 @@ CASES = [
     *FAMILIES,
     *VISION,
     *MULTIMODAL,
+    *AUDIO,
     *DETECTION,
 ]
