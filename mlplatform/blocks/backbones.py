@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,8 +14,70 @@ from mlplatform.errors import DataError, SpecError, did_you_mean
 from mlplatform.registry import Positive, Text, block
 
 
+class ImageNetwork(nn.Module):
+    """What networks of images share where a `transformer` may stand: maps or tokens from `pixel_values`."""
+
+    norm_spec = None
+    table = None
+    dim: int
+    channels: int
+    last_channels = False
+    """Whether maps are (batch, rows, columns, dim)."""
+    image_size: tuple[int, int] = (224, 224)
+    """Rows and columns of the images FLOPs are counted for."""
+
+    @property
+    def input(self) -> ImageNetwork:
+        """What reads the batch: the network itself."""
+        return self
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """(batch, channels, height, width) -> the last map or tokens, in the network's own layout"""
+        raise NotImplementedError
+
+    def freeze_norms(self) -> None:
+        """Make every batch norm a fixed scale and shift; its weights are then buffers of the same names."""
+        raise NotImplementedError
+
+    def size(self, batch: Mapping[str, Tensor]) -> tuple[int, torch.device]:
+        """Return a length and where the images lie. The number of positions is known only when they went through."""
+        pixels = batch.get("pixel_values")
+        if pixels is None:
+            raise DataError("the batch has no 'pixel_values'; this model reads images")
+        if pixels.ndim != 4 or pixels.shape[1] != self.channels:
+            given = f"{pixels.shape[1]} channels" if pixels.ndim == 4 else f"{pixels.ndim} dimensions"
+            raise DataError(f"pixel_values has {given}; this model reads (batch, {self.channels}, height, width)")
+        return 1, pixels.device
+
+    def maps(self, pixels: Tensor) -> Tensor:
+        """(batch, channels, height, width) -> (batch, dim, rows, columns)"""
+        x = self.features(pixels.to(next(self.parameters()).dtype))
+        if x.ndim != 4:
+            raise SpecError(f"backbone: this network gives {x.ndim - 1}-dimensional features, no map; state its stages")
+        return x.permute(0, 3, 1, 2) if self.last_channels else x
+
+    def forward(self, batch: Mapping[str, Tensor], context: Context, states: list[Tensor] | None = None) -> Tensor:
+        """pixel_values (batch, channels, height, width) -> (batch, positions, dim), row by row"""
+        x = self.features(batch["pixel_values"].to(next(self.parameters()).dtype))
+        if x.ndim == 4:
+            x = x.flatten(1, 2) if self.last_channels else x.flatten(2).transpose(1, 2)
+        if states is not None:
+            states.append(x)
+        return x
+
+    def flops(self, rows: int, memory: int) -> tuple[float, float]:
+        """Return what an image of so many positions takes, in proportion to one of `image_size`, all as matrices."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        net = copy.deepcopy(self).to("meta").eval()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            x = net.features(torch.empty(1, self.channels, *self.image_size, device="meta"))
+        positions = x.shape[1] if x.ndim == 3 else x.numel() // self.dim
+        return counter.get_total_flops() * rows / positions, 0.0
+
+
 @block("trunk/timm")
-class Timm(nn.Module):
+class Timm(ImageNetwork):
     """An image network of timm by its name, without its classifier. Nothing is downloaded.
 
     It stands where a `transformer` may: `{kind: single_tower, trunk: {kind: timm, name: fastvit_mci3}}` is a model
@@ -33,9 +96,6 @@ class Timm(nn.Module):
         options: more arguments of the network, such as {layers: [1, 1, 1, 1]}.
         frozen_norm: batch norms keep their statistics and weights while the rest is trained, as DETR's do.
     """
-
-    norm_spec = None
-    table = None
 
     def __init__(
         self,
@@ -60,14 +120,12 @@ class Timm(nn.Module):
         self.staged = stages is not None
         self.dim: int = self.net.feature_info.channels()[-1] if self.staged else self.net.num_features  # type: ignore[assignment, operator, union-attr]
         self.last_channels = str(getattr(self.net, "output_fmt", "")).endswith("NHWC")
+        usual = getattr(self.net, "pretrained_cfg", {}).get("input_size", (224,))[-1]
+        side = (options or {}).get("img_size", usual)
+        self.image_size = (side, side) if isinstance(side, int) else tuple(side)  # type: ignore[assignment]
         self.frozen_norm = False
         if frozen_norm:
             self.freeze_norms()
-
-    @property
-    def input(self) -> Timm:
-        """What reads the batch: the network itself."""
-        return self
 
     @property
     def prefix_tokens(self) -> int:
@@ -75,7 +133,6 @@ class Timm(nn.Module):
         return int(getattr(self.net, "num_prefix_tokens", 0))
 
     def freeze_norms(self) -> None:
-        """Make every batch norm a fixed scale and shift; its weights are then buffers of the same names."""
         from timm.layers import freeze_batch_norm_2d
 
         self.net = freeze_batch_norm_2d(self.net)
@@ -103,48 +160,8 @@ class Timm(nn.Module):
             owner, _, last = name.rpartition(".")
             self.net.get_submodule(owner).register_buffer(last, fresh[name].to(device), persistent=False)
 
-    def size(self, batch: Mapping[str, Tensor]) -> tuple[int, torch.device]:
-        """Return a length and where the images lie. The number of positions is known only when they went through."""
-        pixels = batch.get("pixel_values")
-        if pixels is None:
-            raise DataError("the batch has no 'pixel_values'; this model reads images")
-        if pixels.ndim != 4 or pixels.shape[1] != self.channels:
-            given = f"{pixels.shape[1]} channels" if pixels.ndim == 4 else f"{pixels.ndim} dimensions"
-            raise DataError(f"pixel_values has {given}; this model reads (batch, {self.channels}, height, width)")
-        return 1, pixels.device
-
     def features(self, pixels: Tensor) -> Tensor:
-        """(batch, channels, height, width) -> what the last stage gives, in timm's own layout"""
-        pixels = pixels.to(next(self.net.parameters()).dtype)
         return self.net(pixels)[-1] if self.staged else self.net.forward_features(pixels)  # type: ignore[operator]
-
-    def maps(self, pixels: Tensor) -> Tensor:
-        """(batch, channels, height, width) -> (batch, dim, rows, columns)"""
-        x = self.features(pixels)
-        if x.ndim != 4:
-            raise SpecError(f"name={self.name!r} gives {x.ndim - 1}-dimensional features, no map; state its stages")
-        return x.permute(0, 3, 1, 2) if self.last_channels else x
-
-    def forward(self, batch: Mapping[str, Tensor], context: Context, states: list[Tensor] | None = None) -> Tensor:
-        """pixel_values (batch, channels, height, width) -> (batch, positions, dim)"""
-        x = self.features(batch["pixel_values"])
-        if x.ndim == 4:
-            x = x.flatten(1, 2) if self.last_channels else x.flatten(2).transpose(1, 2)
-        if states is not None:
-            states.append(x)
-        return x
-
-    def flops(self, rows: int, memory: int) -> tuple[float, float]:
-        """Return what an image of so many positions takes, from timm's own image size, all as products of matrices."""
-        from torch.utils.flop_counter import FlopCounterMode
-
-        net = _create(self.name, self.arguments, device="meta").eval()
-        side: list[int] = list(getattr(net, "pretrained_cfg", {}).get("input_size", (3, 224, 224)))[1:]
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            pixels = torch.empty(1, self.channels, *side, device="meta")
-            x = net(pixels)[-1] if self.staged else net.forward_features(pixels)  # type: ignore[operator]
-        positions = x.shape[1] if x.ndim == 3 else x.numel() // self.dim
-        return counter.get_total_flops() * rows / positions, 0.0
 
 
 def _create(name: str, arguments: Mapping[str, Any], device: str | None = None) -> nn.Module:

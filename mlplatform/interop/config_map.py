@@ -7,7 +7,6 @@ that says something is read and the first is written), or an operator:
     trunk.layer.attention.scale: {key: query_pre_attn_scalar, power: -0.5}  ours = theirs ** power
     trunk.context_length: {key: max_position_embeddings, plus: [-pad_token_id, -1]}    a number or another key, or both
     trunk.layer.mlp.shared.width: {key: num_shared_experts, times: moe_intermediate_size}
-    trunk.options.channels: {key: hidden_sizes, over: 4}                    the other way; of lists, each entry
     trunk.layer.attention.rope: {rope: true}                                HF's rotary convention (rope_map.py)
     head.labels: {count: id2label}                                          as many as theirs has entries
     trunk.exceptions: {layers: layer_types, kinds: {full_attention: {attention: {rope: null}}}}    (layer_lists.py)

@@ -23,8 +23,7 @@ class Value:
 
     Args:
         right: a key, a list of keys, or {key: ..., with one of
-            values: {ours: theirs}; power: ours = theirs ** power; plus, times: ours = theirs + or * a number or a key;
-            over: ours = theirs / a whole number}; plus, times and over are for each entry of a list.
+            values: {ours: theirs}; power: ours = theirs ** power; plus, times: ours = theirs + or * a number or a key}.
     """
 
     def __init__(self, path: str, right: Any) -> None:
@@ -34,7 +33,7 @@ class Value:
         self.names = [names] if isinstance(names, str) else list(names)
         plus = self.word.get("plus", ())
         self.plus = [plus] if isinstance(plus, (int, float, str)) else list(plus)
-        self.times, self.over = self.word.get("times", 1), self.word.get("over", 1)
+        self.times = self.word.get("times", 1)
 
     @property
     def keys(self) -> list[str]:
@@ -77,14 +76,8 @@ class Value:
             raise CheckpointError(f"config.json says {key}={value!r}; the YAML can say {can}")
         if value is None:
             return None
-        if isinstance(value, list):
-            return [self._ours(key, entry, find) for entry in value]
         if "power" in self.word:
             return float(value) ** self.word["power"]
-        if self.over != 1:
-            if value % self.over:
-                raise CheckpointError(f"config.json says {key}={value!r}, which is not a multiple of {self.over}")
-            value = value // self.over
         for item in self.plus:
             value = value + self._number(item, find)
         return value * self._number(self.times, find) if self.times != 1 else value
@@ -96,8 +89,6 @@ class Value:
             return self.word["values"][value]
         if value is None:
             return None
-        if isinstance(value, list):
-            return [self._theirs(entry, find) for entry in value]
         if "power" in self.word:
             result = float(value) ** (1 / self.word["power"])
             return round(result) if abs(result - round(result)) < 1e-9 * result else result
@@ -108,7 +99,7 @@ class Value:
             value = value // factor
         for item in self.plus:
             value = value - self._number(item, find)
-        return value * self.over if self.over != 1 else value
+        return value
 
     def _number(self, item: Any, find: Find) -> Any:
         if not isinstance(item, str):

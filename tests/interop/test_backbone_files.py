@@ -13,12 +13,15 @@ from torch import Tensor
 
 import mlplatform as mp
 
-RESNET = tf.ResNetConfig(hidden_sizes=[32, 48, 64, 64], depths=[1, 2, 1, 1], out_features=["stage4"])
+WIDTHS = {"embedding_size": 12, "hidden_sizes": [10, 20, 40], "depths": [1, 2, 1]}
+RESNET = tf.ResNetConfig(**WIDTHS, out_features=["stage3"])
+BASIC = tf.ResNetConfig(**WIDTHS, layer_type="basic", out_features=["stage1", "stage2"], downsample_in_first_stage=True)
 FASTVIT = {"inference_mode": True, "layers": [1, 1, 1, 1, 1], "embed_dims": [16, 32, 64, 128, 256]}
 BACKBONE = {"backbone": "test_resnet", "out_indices": [1, 2, 3], "num_channels": 1}
 SWIN = {"depths": [1, 1], "img_size": 96}
 FILES: list[tuple[type, Any]] = [
     (tf.ResNetBackbone, RESNET),
+    (tf.ResNetBackbone, BASIC),
     (tf.ResNetModel, RESNET),
     (tf.TimmBackbone, tf.TimmBackboneConfig(**BACKBONE)),
     (tf.TimmBackbone, tf.TimmBackboneConfig(**BACKBONE, freeze_batch_norm_2d=True, output_stride=16)),

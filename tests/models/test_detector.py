@@ -47,12 +47,12 @@ def test_any_network_of_maps_stands_in_its_place(backbone: str) -> None:
 def test_another_backbone_and_other_positions_by_name() -> None:
     own = ["model@backbone=resnet", "block/grid_positions@encoder.input.positions=learned_2d"]
     small = [f"{tower}.depth=1" for tower in ("encoder", "decoder")]
-    shrunk = ["backbone.trunk.options.layers=[1,1,1,1]", "backbone.trunk.options.channels=[8,8,8,16]"]
+    shrunk = ["backbone.trunk.depths=[1,1,1,1]", "backbone.trunk.widths=[8,8,8,16]"]
     model = mp.build(compose_model("detr", [*own, *small, *shrunk]).check().config)
     assert model.spec["backbone"]["hf"]["model_type"] == "resnet"
     assert model.encoder.input.positions.kind == "learned_2d"
     model(pixel_values=images(), labels=OBJECTS).loss.backward()
-    assert model.trunk.net.conv1.weight.grad.abs().sum() > 0
+    assert model.trunk.stem.conv.weight.grad.abs().sum() > 0
 
 
 def test_padding_below_and_beside_changes_nothing_but_what_the_network_sees_of_it() -> None:

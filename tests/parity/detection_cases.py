@@ -62,7 +62,7 @@ def table_transformer(variant: str, more: dict[str, Any] | None = None, **kw: An
     return detr(variant, more, **outside, **kw)
 
 
-RESNET: dict[str, Any] = {"hidden_sizes": [32, 48, 64, 64], "depths": [1, 2, 1, 1]}
+RESNET: dict[str, Any] = {"embedding_size": 12, "hidden_sizes": [10, 20, 30, 40], "depths": [1, 2, 1, 1]}
 OWN = {"use_timm_backbone": False, "backbone": None}
 EARLIER = tuple(f"auxiliary_outputs.{i}.{name}" for i in range(2) for name in ("logits", "pred_boxes"))
 DETECTION = [
@@ -90,7 +90,21 @@ DETECTION = [
         break_at=("encoder.input.positions", {"kind": "sine_2d", "temperature": 10.0}),
     ),
     detr("bare", model=tf.DetrModel),
-    detr("bare-resnet-by-transformers", {**OWN, "backbone_config": tf.ResNetConfig(**RESNET)}, tf.DetrModel),
+    detr(
+        "bare-resnet-by-transformers",
+        {**OWN, "backbone_config": tf.ResNetConfig(**RESNET, layer_type="basic", downsample_in_first_stage=True)},
+        tf.DetrModel,
+    ),
+    detr(
+        "resnet-by-transformers-third-stage",
+        {
+            **OWN,
+            "backbone_config": tf.ResNetConfig(
+                **RESNET, downsample_in_bottleneck=True, hidden_act="gelu", out_features=["stage1", "stage3"]
+            ),
+        },
+        break_at=("backbone.trunk.halve_early", False),
+    ),
     table_transformer("timm"),
     # its decoder_hidden_states are then normed, DETR's are not
     table_transformer(
