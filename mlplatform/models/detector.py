@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Annotated, Any
 
 import torch
@@ -12,6 +13,8 @@ from mlplatform.context import Context, Output
 from mlplatform.errors import DataError, SpecError
 from mlplatform.models.assemblies import add_loss, choose_head
 from mlplatform.registry import Named, OneOf, Spec, block
+
+log = logging.getLogger(__name__)
 
 
 @block("model/detector")
@@ -42,6 +45,11 @@ class Detector(nn.Module):
         if not hasattr(network, "maps"):
             raise SpecError("backbone: this model gives no feature maps; take one with `trunk: {kind: timm}`")
         network.freeze_norms()  # type: ignore[union-attr, operator]
+        if any(type(module).__name__ == "FrozenBatchNormAct2d" for module in self.backbone.modules()):
+            log.warning(
+                "the batch norms of the backbone hold activations, which Hugging Face's detectors leave out when they "
+                "freeze them: with the same weights they compute something else"
+            )
         self.encoder = encoder.build(shared=network)
         self.decoder = decoder.build(memory_dim=self.encoder.dim)
         chosen = choose_head(head, heads)

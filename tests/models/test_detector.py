@@ -44,6 +44,15 @@ def test_any_network_of_maps_stands_in_its_place(backbone: str) -> None:
     assert out.loss.isfinite()
 
 
+def test_activations_within_norms_are_kept_and_said_to_be(caplog: pytest.LogCaptureFixture) -> None:
+    mp.build(spec(), device="meta")
+    assert not caplog.records
+    model = mp.build(spec("backbone.trunk.stages=[1]", backbone="test_efficientnet"), device="meta")
+    assert "hold activations" in caplog.text
+    kept = [m for m in model.modules() if type(m).__name__ == "FrozenBatchNormAct2d"]
+    assert any(type(m.act).__name__ == "SiLU" for m in kept)
+
+
 def test_another_backbone_and_other_positions_by_name() -> None:
     own = ["model@backbone=resnet", "block/grid_positions@encoder.input.positions=learned_2d"]
     small = [f"{tower}.depth=1" for tower in ("encoder", "decoder")]
