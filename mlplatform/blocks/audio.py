@@ -116,6 +116,7 @@ class Waveform(nn.Module):
     ) -> None:
         super().__init__()
         self.front = front.build()
+        self.feature_dim = self.front.width
         self.front_norm = tower_norm.build(dim=self.front.width) if front_norm else None
         self.project = nn.Linear(self.front.width, dim)
         self.front_dropout = nn.Dropout(front_dropout)

@@ -35,11 +35,9 @@ class SingleTower(nn.Module):
         super().__init__()
         self.trunk = trunk.build(memory_dim=memory_dim)
         chosen = choose_head(head, heads)
-        self.head = (
-            chosen.build(dim=self.trunk.dim, tower_norm=self.trunk.norm_spec, table=self.trunk.table)
-            if chosen
-            else None
-        )
+        handed = {"dim": self.trunk.dim, "tower_norm": self.trunk.norm_spec, "table": self.trunk.table}
+        handed["feature_dim"] = getattr(self.trunk.input, "feature_dim", 0)
+        self.head = chosen.build(**handed) if chosen else None
 
     def forward(
         self,
@@ -61,7 +59,8 @@ class SingleTower(nn.Module):
             logits: False leaves the head's outputs out when labels are given, so that they are never held in memory.
             cache: keys and values of earlier tokens; the new ones are added to it.
             batch: position_ids, token_type_ids, document_ids (packed documents), inputs_embeds; encoder_hidden_states
-                and encoder_attention_mask, what layers with a `cross` read.
+                and encoder_attention_mask, what layers with a `cross` read; input_values, pixel_values or
+                input_features where the input reads those, and what else it reads (mask_time_indices, ...).
         """
         batch = {k: v for k, v in batch.items() if v is not None}
         if input_ids is not None:
@@ -73,6 +72,8 @@ class SingleTower(nn.Module):
         states: list[Tensor] | None = [] if output_hidden_states else None
         x = self.trunk(batch, context, states)
         out = Output(last_hidden_state=x)
+        if context.features is not None:
+            out.extract_features = context.features
         if states is not None:
             out.hidden_states = tuple(states)
         if cache is not None:

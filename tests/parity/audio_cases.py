@@ -39,6 +39,56 @@ def whisper(variant: str, model: type, more: dict[str, Any] | None = None, **kw:
     return Case("whisper", variant, model, tf.WhisperConfig(**{**WHISPER, **(more or {})}), **kw)
 
 
+SAMPLES = 107
+"""They become 15 frames of the small front end; the rows of a padded batch 15, 9 and 3."""
+
+
+def waveforms(padding: str | None) -> dict[str, Tensor]:
+    """Return samples and, when padded, a mask over them: padding is zero, and after a recording."""
+    generator = torch.Generator().manual_seed(6)
+    samples = torch.randn(ROWS, SAMPLES, generator=generator)
+    if padding is None:
+        return {"input_values": samples}
+    mask = (torch.arange(SAMPLES) < torch.tensor([SAMPLES, 70, 35])[:, None]).long()
+    return {"input_values": samples * mask, "attention_mask": mask}
+
+
+def transcribed(padding: str | None) -> dict[str, Tensor]:
+    """Return samples and their transcripts, the last of which is shorter and has a repetition."""
+    labels = torch.tensor([[5, 7, 7, 2], [3, 9, 4, -100], [8, 8, -100, -100]])
+    return {**waveforms(padding), "labels": labels}
+
+
+def hidden(padding: str | None) -> dict[str, Tensor]:
+    """Return samples, and which of their frames are hidden."""
+    return {**waveforms(padding), "mask_time_indices": torch.arange(15)[None] % 5 == torch.tensor([[0], [1], [2]])}
+
+
+SOUND: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+SOUND |= {"conv_dim": [12, 16, 16], "conv_kernel": [10, 3, 2], "conv_stride": [3, 2, 1], "vocab_size": 11}
+SOUND |= {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
+CODES: dict[str, Any] = {"num_codevectors_per_group": 6, "codevector_dim": 8, "proj_codevector_dim": 10}
+LARGE: dict[str, Any] = {"do_stable_layer_norm": True, "feat_extract_norm": "layer", "conv_bias": True}
+LARGE |= {"num_conv_pos_embeddings": 5, "ctc_loss_reduction": "mean", "ctc_zero_infinity": True}
+
+
+def sound(family: str, config: Any, variant: str, model: type, more: dict[str, Any] | None = None, **kw: Any) -> Case:
+    kw = {"paddings": (None, "right"), "inputs": waveforms, "within": 2e-5, **kw}
+    kw.setdefault("break_at", ("trunk.layer.mlp.activation", "relu"))
+    return Case(family, variant, model, config(**{**SOUND, **(more or {})}), **kw)
+
+
+def wav2vec2(variant: str, model: type, more: dict[str, Any] | None = None, **kw: Any) -> Case:
+    return sound("wav2vec2", tf.Wav2Vec2Config, variant, model, {**CODES, **(more or {})}, **kw)
+
+
+STATES = ("hidden_states.0", "hidden_states.1", "hidden_states.2")
+BARE: dict[str, Any] = {"fields": ("last_hidden_state", "extract_features", *STATES), "labels": False}
+CTC: dict[str, Any] = {"fields": ("logits", "loss", *STATES), "inputs": transcribed}
+CONTRAST: dict[str, Any] = {"inputs": hidden, "labels": False}
+CONTRAST["fields"] = ("projected_states", "projected_quantized_states", "codevector_perplexity", *STATES)
+
+
 AUDIO = [
     whisper("transcription", tf.WhisperForConditionalGeneration, fields=("logits", *PAIR_STATES)),
     whisper(
@@ -49,4 +99,20 @@ AUDIO = [
         break_at=("encoder.norm.eps", 0.3),
     ),
     whisper("bare", tf.WhisperModel, fields=("last_hidden_state", "encoder_last_hidden_state"), labels=False),
+    wav2vec2("bare", tf.Wav2Vec2Model, **BARE),
+    wav2vec2("large-bare", tf.Wav2Vec2Model, LARGE, **BARE),
+    wav2vec2("hidden-frames", tf.Wav2Vec2Model, **{**BARE, "inputs": hidden}),
+    wav2vec2("no-masking", tf.Wav2Vec2Model, {"mask_time_prob": 0.0}, **BARE),
+    wav2vec2("ctc", tf.Wav2Vec2ForCTC, **CTC),
+    wav2vec2("large-ctc", tf.Wav2Vec2ForCTC, LARGE, **CTC),
+    wav2vec2(
+        "ctc-blank-relu",
+        tf.Wav2Vec2ForCTC,
+        {"pad_token_id": 10, "feat_extract_activation": "relu", "apply_spec_augment": False},
+        **{**CTC, "break_at": ("trunk.input.front.activation", "gelu")},
+    ),
+    wav2vec2("pretraining", tf.Wav2Vec2ForPreTraining, **CONTRAST),
+    wav2vec2("large-pretraining", tf.Wav2Vec2ForPreTraining, LARGE, **CONTRAST),
+    wav2vec2("classification", tf.Wav2Vec2ForSequenceClassification, {"num_labels": 3, "classifier_proj_size": 12}),
+    wav2vec2("frame-classification", tf.Wav2Vec2ForAudioFrameClassification, {"num_labels": 3}, labels=False),
 ]
