@@ -265,31 +265,42 @@ class ConvolutionPositions(nn.Module):
         if dim % groups:
             raise SpecError(f"dim={dim} is not a multiple of groups={groups}")
         self.kernel, self.groups = kernel, groups
-        self.weight = nn.Parameter(torch.empty(dim, dim // groups, kernel))
-        self.length = nn.Parameter(torch.empty(1, 1, kernel)) if norm == "weight" else None
+        shape = (dim, dim // groups, kernel)
+        weighed = norm == "weight"
+        self.weight = None if weighed else nn.Parameter(torch.empty(shape))
+        self.direction = nn.Parameter(torch.empty(shape)) if weighed else None
+        self.length = nn.Parameter(torch.empty(1, 1, kernel)) if weighed else None
         self.bias = nn.Parameter(torch.empty(dim))
-        self.batch_norm = nn.BatchNorm1d(dim) if norm == "batch" else None
+        self.batch_norm = None if weighed else nn.BatchNorm1d(dim)
         self.activation = ACTIVATIONS[activation]
 
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight, std=2 * (self.kernel * len(self.bias)) ** -0.5)
+        nn.init.normal_(self._kernel, std=2 * (self.kernel * len(self.bias)) ** -0.5)
         nn.init.zeros_(self.bias)
         if self.length is not None:
             with torch.no_grad():
-                self.length.copy_(_lengths(self.weight))
+                self.length.copy_(_lengths(self._kernel))
+
+    @property
+    def _kernel(self) -> Tensor:
+        """The parameter with a number for each place: the direction, where its length is learned apart."""
+        kernel = self.weight if self.direction is None else self.direction
+        assert kernel is not None
+        return kernel
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """(batch, frames, dim) -> (batch, frames, dim)"""
-        y = x.transpose(1, 2)
+        y, kernel = x.transpose(1, 2), self._kernel
         if self.batch_norm is not None:
             y = self.batch_norm(y)
-        weight = self.weight if self.length is None else self.weight * (self.length / _lengths(self.weight))
-        y = F.conv1d(F.pad(y, (self.kernel // 2, (self.kernel - 1) // 2)), weight, self.bias, groups=self.groups)
+        if self.length is not None:
+            kernel = kernel * (self.length / _lengths(kernel))
+        y = F.conv1d(F.pad(y, (self.kernel // 2, (self.kernel - 1) // 2)), kernel, self.bias, groups=self.groups)
         return x + self.activation(y).transpose(1, 2)
 
     def flops(self, rows: int, memory: int) -> tuple[float, float]:
         """Return the FLOPs of its convolution."""
-        return 2.0 * rows * self.weight.numel(), 0.0
+        return 2.0 * rows * self._kernel.numel(), 0.0
 
 
 def _lengths(weight: Tensor) -> Tensor:

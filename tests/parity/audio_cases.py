@@ -82,8 +82,13 @@ def wav2vec2(variant: str, model: type, more: dict[str, Any] | None = None, **kw
     return sound("wav2vec2", tf.Wav2Vec2Config, variant, model, {**CODES, **(more or {})}, **kw)
 
 
+def hubert(variant: str, model: type, more: dict[str, Any] | None = None, **kw: Any) -> Case:
+    return sound("hubert", tf.HubertConfig, variant, model, more, **kw)
+
+
 STATES = ("hidden_states.0", "hidden_states.1", "hidden_states.2")
 BARE: dict[str, Any] = {"fields": ("last_hidden_state", "extract_features", *STATES), "labels": False}
+HUBERT: dict[str, Any] = {"fields": ("last_hidden_state", *STATES), "labels": False}
 CTC: dict[str, Any] = {"fields": ("logits", "loss", *STATES), "inputs": transcribed}
 CONTRAST: dict[str, Any] = {"inputs": hidden, "labels": False}
 CONTRAST["fields"] = ("projected_states", "projected_quantized_states", "codevector_perplexity", *STATES)
@@ -99,6 +104,14 @@ AUDIO = [
         break_at=("encoder.norm.eps", 0.3),
     ),
     whisper("bare", tf.WhisperModel, fields=("last_hidden_state", "encoder_last_hidden_state"), labels=False),
+    whisper(
+        "classification",
+        tf.WhisperForAudioClassification,
+        {"num_labels": 3, "classifier_proj_size": 12},
+        inputs=sounds,
+        paddings=(None,),
+        break_at=("trunk.layer.mlp.activation", "relu"),
+    ),
     wav2vec2("bare", tf.Wav2Vec2Model, **BARE),
     wav2vec2("large-bare", tf.Wav2Vec2Model, LARGE, **BARE),
     wav2vec2("hidden-frames", tf.Wav2Vec2Model, **{**BARE, "inputs": hidden}),
@@ -115,4 +128,11 @@ AUDIO = [
     wav2vec2("large-pretraining", tf.Wav2Vec2ForPreTraining, LARGE, **CONTRAST),
     wav2vec2("classification", tf.Wav2Vec2ForSequenceClassification, {"num_labels": 3, "classifier_proj_size": 12}),
     wav2vec2("frame-classification", tf.Wav2Vec2ForAudioFrameClassification, {"num_labels": 3}, labels=False),
+    hubert("bare", tf.HubertModel, **HUBERT),
+    hubert("large-bare", tf.HubertModel, LARGE, **HUBERT),
+    hubert("batch-norm", tf.HubertModel, {"conv_pos_batch_norm": True}, **HUBERT),
+    hubert("no-projection-norm", tf.HubertModel, {"feat_proj_layer_norm": False}, **HUBERT),
+    hubert("ctc", tf.HubertForCTC, **CTC),
+    hubert("large-ctc", tf.HubertForCTC, LARGE, **CTC),
+    hubert("classification", tf.HubertForSequenceClassification, {"num_labels": 3, "classifier_proj_size": 12}),
 ]
