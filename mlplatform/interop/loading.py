@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -67,9 +68,10 @@ def load(
     model = build(spec, device="meta")
     pieces, fresh = _plan(model, spec, files, config, others, new_head=head is not None)
     _fill(model, pieces, files, torch.device(device), dtype)
-    if fresh:
-        log.warning("the head '%s' is not in %s: its %d parameters are initialised", chosen, folder, len(fresh))
-        initialise_module(model, "head", torch.device(device), dtype)
+    for part, count in fresh.items():
+        what = f"the head '{chosen}'" if part == "head" else part
+        log.warning("%s is not in %s: its %d parameters are initialised", what, folder, count)
+        initialise_module(model, part, torch.device(device), dtype)
     files.close()
     for module in model.modules():
         if hasattr(module, "restore_buffers"):  # tables that are in no file
@@ -107,14 +109,19 @@ def _plan(
     config: Mapping[str, Any],
     others: Callable[[str], list[str]] | None,
     new_head: bool,
-) -> tuple[list[Piece], list[str]]:
-    """Match the file's tensors and ours, each exactly once; return the pieces and our parameters to initialise."""
+) -> tuple[list[Piece], Counter[str]]:
+    """Match the file's tensors and ours, each exactly once.
+
+    Returns:
+        The pieces, and the parts of ours the file lacks, each with its number of parameters.
+    """
     aliases = _aliases(files)
     bare = _is_bare(spec, files)
     rules = WeightRules(weight_rules(spec, bare))
     shapes = {name: p.shape for name, p in model.state_dict().items()}
     pieces = rules.plan(shapes, lambda name: name in aliases)
-    fresh = [p for p in pieces if new_head and p.ours[0].startswith("head.") and p.theirs[0] not in aliases]
+    lacking = [piece for piece in pieces if piece.theirs[0] not in aliases]
+    fresh = [p for p in lacking if (new_head or not p.ours[0].startswith("head.")) and _owner(p.ours[0], spec)]
     pieces = [piece for piece in pieces if piece not in fresh]
     absent = [(piece, name) for piece in pieces for name in piece.theirs if name not in aliases]
     if absent:
@@ -127,7 +134,13 @@ def _plan(
         raise explain_strangers(left, files.folder, files.files, others(left[0]) if others else [])
     for piece in pieces:
         piece.theirs = [aliases[name] for name in piece.theirs]
-    return pieces, [name for piece in fresh for name in piece.ours]
+    return pieces, Counter(_owner(name, spec) for piece in fresh for name in piece.ours)
+
+
+def _owner(name: str, spec: Mapping[str, Any]) -> str:
+    """Return the part a parameter is of that a file may lack: the head, or one `hf.may_lack` names; empty for none."""
+    parts = ("head", *((spec.get("hf") or {}).get("may_lack") or ()))
+    return next((part for part in parts if name.startswith(f"{part}.")), "")
 
 
 def _aliases(files: CheckpointFolder) -> dict[str, str]:

@@ -11,6 +11,8 @@ A rule's left side names our module or parameter, its right side theirs; a modul
     {reshaped: NAME, ones_after: N}             theirs has N trailing axes of size one more (a 1x1 convolution)
 
 `transposed: true` beside another operator combines. null takes an inherited rule away.
+
+`hf.may_lack` names parts of ours that published files come without; these are initialised, with a warning.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import transformers as tf
+from family_cases import FOLDER
 from oracle import ROWS, VOCAB, Case
 from text_cases import PAIR_STATES, pair_batch
 from torch import Tensor
@@ -86,6 +87,10 @@ def hubert(variant: str, model: type, more: dict[str, Any] | None = None, **kw: 
     return sound("hubert", tf.HubertConfig, variant, model, more, **kw)
 
 
+def unispeech(variant: str, model: type, more: dict[str, Any] | None = None, **kw: Any) -> Case:
+    return sound("unispeech", tf.UniSpeechConfig, variant, model, more, config_dirs=(FOLDER,), **kw)
+
+
 STATES = ("hidden_states.0", "hidden_states.1", "hidden_states.2")
 BARE: dict[str, Any] = {"fields": ("last_hidden_state", "extract_features", *STATES), "labels": False}
 HUBERT: dict[str, Any] = {"fields": ("last_hidden_state", *STATES), "labels": False}
@@ -135,4 +140,6 @@ AUDIO = [
     hubert("ctc", tf.HubertForCTC, **CTC),
     hubert("large-ctc", tf.HubertForCTC, LARGE, **CTC),
     hubert("classification", tf.HubertForSequenceClassification, {"num_labels": 3, "classifier_proj_size": 12}),
+    unispeech("bare", tf.UniSpeechModel, **BARE),
+    unispeech("large-ctc", tf.UniSpeechForCTC, LARGE, **CTC),
 ]
