@@ -193,7 +193,21 @@ def test_old_files_and_whole_processors(tmp_path: Path) -> None:
         (Path("nowhere.png"), "nowhere.png: no such file"),
         (Path(__file__), "test_image.py: not a readable image"),
     ],
-    ids=str,
+    ids=[
+        "rgba",
+        "la",
+        "i16",
+        "f",
+        "no-width",
+        "no-height",
+        "four-channels",
+        "floats",
+        "float-tensor",
+        "one-axis",
+        "no-images",
+        "no-file",
+        "not-an-image",
+    ],
 )
 def test_images_that_are_none(image: Any, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
