@@ -14,6 +14,8 @@ CHUNK_BYTES = 64 * 2**20
 """Logits held at a time by `linear_cross_entropy_sum`."""
 CACHE_BYTES = 2 * 2**20
 """Probabilities at hand at a time on a CPU: what its cache keeps between two reads."""
+SMALLEST = 1e-30
+"""Below it the logarithm of a probability in fp32 loses digits."""
 
 
 def cross_entropy_sum(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,14 +60,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             cast = weight.to(hidden.dtype)
             shift = None if bias is None else bias.to(hidden.dtype)
             total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-            sums = _Gradients(hidden, weight, bias) if needed else None
+            sums = _Gradients(hidden, bias is not None) if needed else None
             for start, part, logits in _chunks(hidden, cast, shift):
                 total += _to_gradients(logits, labels[start : start + len(part), None])
                 if sums is not None:
                     sums.add(start, part, cast, logits)
         if sums is not None:
-            d_bias = None if bias is None or sums.bias is None else sums.bias.to(bias.dtype)
-            ctx.save_for_backward(sums.hidden, sums.weight.to(weight.dtype), d_bias)
+            ctx.save_for_backward(sums.hidden, *sums.of(weight, bias))
         return total
 
     @staticmethod
@@ -90,35 +91,49 @@ def _chunks(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Iterator[tup
 
 
 class _Gradients:
-    """The gradients of hidden, weight and bias, the last two summed over chunks in fp32."""
+    """The gradients of hidden, weight and bias, the last two summed over chunks in fp32; None before the first one."""
 
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, hidden: Tensor, biased: bool) -> None:
         self.hidden = torch.empty_like(hidden)
-        self.weight = torch.zeros_like(weight, dtype=torch.float32)
-        self.bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
+        self.weight: Tensor | None = None
+        self.bias: Tensor | None = None
+        self.biased = biased
 
     def add(self, start: int, part: Tensor, weight: Tensor, logits: Tensor) -> None:
         torch.mm(logits, weight, out=self.hidden[start : start + len(part)])
-        if self.bias is not None:
-            self.bias += logits.sum(0, dtype=torch.float32)
-        if part.dtype == torch.float32:
+        if self.biased:
+            summed = logits.sum(0, dtype=torch.float32)
+            self.bias = summed if self.bias is None else self.bias.add_(summed)
+        if self.weight is None:  # taken over, not added to zeros: the table's gradient is the largest tensor of a step
+            self.weight = (logits.t() @ part).float()
+        elif part.dtype == torch.float32:
             self.weight.addmm_(logits.t(), part)
         else:
             self.weight += logits.t() @ part
+
+    def of(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the gradients of the two, in their dtypes."""
+        own = [
+            None if p is None else torch.zeros_like(p) if found is None else found.to(p.dtype)
+            for p, found in ((weight, self.weight), (bias, self.bias))
+        ]
+        return own[0], own[1]  # type: ignore[return-value]
 
 
 def _to_gradients(logits: Tensor, targets: Tensor) -> Tensor:
     """Replace logits (rows, classes) by the gradients of their losses, and return the sum of the losses in fp32.
 
     One pass of softmax, in fp32 whatever the logits' dtype, a few rows at a time: what lies between stays in the cache.
-    The log of the normaliser comes from the largest probability, at least 1 / classes, so no exponential is taken twice.
+    The losses come from its probabilities; only where one of them is too small for fp32, from the logits again.
     """
     rows = len(logits) if logits.is_cuda else max(1, CACHE_BYTES // (4 * logits.shape[1]))
     total = torch.zeros((), dtype=torch.float32, device=logits.device)
     for part, target in zip(logits.split(rows), targets.split(rows), strict=True):
         probabilities = torch.softmax(part, -1, dtype=torch.float32)
-        normaliser = part.amax(-1, keepdim=True).float() - probabilities.amax(-1, keepdim=True).log()
-        losses = normaliser - part.gather(-1, target).float()
+        chosen = probabilities.gather(-1, target)
+        losses = -chosen.log()
+        if not bool((chosen > SMALLEST).all()):  # also where they are not numbers
+            losses = part.float().logsumexp(-1, keepdim=True) - part.gather(-1, target).float()
         total += losses.sum()
-        part.copy_(probabilities.scatter_(-1, target, torch.expm1(-losses)))
+        part.copy_(probabilities.scatter_(-1, target, chosen - 1))
     return total
