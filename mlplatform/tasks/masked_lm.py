@@ -88,7 +88,9 @@ class Masking:
         real = batch["attention_mask" if "attention_mask" in batch else "document_ids"].numpy() > 0
         allowed = real & ~np.isin(ids, self.special)
         for number, row in enumerate(rows):
-            ids[number], labels[number] = self.mask_row(ids[number], allowed[number], row.generator())
+            own = slice(len(row.arrays["input_ids"]))  # without what pads it here: what is drawn is the row's alone
+            masked = self.mask_row(ids[number, own], allowed[number, own], row.generator())
+            ids[number, own], labels[number, own] = masked
         batch["labels"] = torch.from_numpy(labels)
         return count_bytes(batch)
 
@@ -97,7 +99,7 @@ class Masking:
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return (inputs, labels) of a row (length,). At least one of the allowed tokens becomes a target.
 
-        Draws the same numbers whatever the tokens are.
+        What is drawn depends on the length and the generator, not on the tokens.
         """
         choice, fate = random.random(len(ids)), random.random(len(ids))
         instead = self.ordinary[random.integers(len(self.ordinary), size=len(ids))]

@@ -72,6 +72,19 @@ def test_depends_on_seed_epoch_and_sample_alone(words: Tokenizer) -> None:
     assert len({tuple(collate([one])["labels"][0].tolist()) for one in variants}) == 4
 
 
+@pytest.mark.parametrize("whole_words", [False, True])
+def test_a_row_is_masked_alike_whatever_it_is_batched_with(words: Tokenizer, whole_words: bool) -> None:
+    collate = Masking(words, 0.15, 0.8, 0.1, whole_words)
+    for number in range(20):
+        ids = np.random.default_rng(number).integers(5, words.vocab_size, 320)
+        short, longer = row(np.r_[CLS, ids[:30], SEP], number), [row(ids[30:232]), row(ids[230:])]
+        alone, together = collate([short]), collate([*longer, short])
+        assert together["input_ids"].shape[1] == 202
+        for name in ("input_ids", "labels"):
+            assert (together[name][2, :32] == alone[name][0]).all()
+        assert (together["labels"][2, 32:] == -100).all()
+
+
 def test_padding_fillers_and_short_rows(words: Tokenizer) -> None:
     collate = Masking(words, 0.15, 0.8, 0.1)
     short = [row([CLS, 50, 60, SEP], n) for n in range(50)]
