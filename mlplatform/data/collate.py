@@ -4,7 +4,7 @@ A task's collator is a callable with an attribute `overlap` (see packing.py). It
 and returns a dict of tensors, each (rows, length) int64 unless said otherwise:
 
     packed   input_ids, document_ids, position_ids, labels
-    padded   input_ids, attention_mask, labels
+    padded   input_ids, attention_mask, labels (an encoder-decoder's have a length of their own)
     and for validation num_bytes, one number: the bytes of text its targets stand for; the task takes it out before
     it calls the model
 

@@ -39,8 +39,17 @@ def preview(data: DataModule, count: int = 3) -> Iterator[list[Stretch]]:
     batch = data.first_rows(min(count, data.samples_per_epoch))
     trained_share(batch)
     kinds = batch["document_ids"] if "document_ids" in batch else batch["attention_mask"]
-    for ids, labels, documents in zip(batch["input_ids"], batch["labels"], kinds, strict=True):
-        yield stretches(data.tokenizer, ids.numpy(), labels.numpy() != IGNORED, documents.numpy())
+    for ids, labels, documents in zip(batch["input_ids"].numpy(), batch["labels"].numpy(), kinds.numpy(), strict=True):
+        if getattr(data.collator, "labels_apart", False):  # a decoder's: a document of their own, after the input
+            trained = np.concatenate([np.zeros(len(ids), bool), labels != IGNORED])
+            yield stretches(
+                data.tokenizer,
+                np.concatenate([ids, labels]),
+                trained,
+                np.concatenate([documents, 2 * trained[len(ids) :]]),
+            )
+        else:
+            yield stretches(data.tokenizer, ids, labels != IGNORED, documents)
 
 
 def stretches(

@@ -40,7 +40,16 @@ USUAL = {
 TRAINED = {
     "causal": {"bos": "<|bos|>", "eos": "<|eos|>", "pad": "<|pad|>"},
     "masked": {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"},
+    "sentinels": {"pad": "<pad>", "eos": "</s>", "unk": "<unk>"},
 }
+"""The special tokens of a tokenizer trained here, in the order of their numbers."""
+FRAMES = {
+    "causal": ("<|bos|> $A", "<|bos|> $A <|bos|>:1 $B:1"),
+    "masked": ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"),
+    "sentinels": ("$A </s>", "$A </s> $B:1 </s>:1"),
+}
+SENTINELS = [f"<extra_id_{number}>" for number in range(100)]
+"""What T5 puts where a span was taken out."""
 SPARE_ROWS = 1024
 """Rows a model may have beyond the tokenizer: sizes are rounded up for speed, by 905 in Phi-2, 267 in Qwen3."""
 
@@ -185,17 +194,18 @@ def bpe(
     corpus: Corpus,
     *,
     vocab: Positive,
-    specials: Literal["causal", "masked"] = "causal",
+    specials: Literal["causal", "masked", "sentinels"] = "causal",
     sample_bytes: Positive = 1_000_000_000,
 ) -> Tokenizer:
     """Byte-level BPE (GPT-2's) trained on the train split of the run's own data and cached. arXiv:1508.07909
 
     Args:
         vocab: number of tokens, the 256 bytes and the special tokens counted; less when the text has no more pairs.
-        specials: `causal` puts <|bos|> before a text; `masked` frames it as [CLS] text [SEP] and has [MASK].
+        specials: `causal` puts <|bos|> before a text; `masked` frames it as [CLS] text [SEP] and has [MASK];
+            `sentinels` puts </s> after it and has <extra_id_0> to <extra_id_99>, as T5.
         sample_bytes: of a larger train split, training reads this much from its start.
     """
-    least = 256 + len(TRAINED[specials])
+    least = 256 + len(_specials(specials))
     if vocab < least:
         raise SpecError(f"vocab={vocab} is too small: 256 bytes and {least - 256} special tokens make {least}")
     options = f"bpe 1 {tokenizers.__version__} {vocab} {specials} {sample_bytes} {corpus.fingerprint()}"
@@ -227,7 +237,11 @@ def file(
     return load(path, {role: token for role, token in given.items() if token is not None})
 
 
-def train(texts: Iterable[str], vocab: int, specials: Literal["causal", "masked"]) -> Tokenizer:
+def _specials(name: str) -> list[str]:
+    return [*TRAINED[name].values(), *(SENTINELS if name == "sentinels" else [])]
+
+
+def train(texts: Iterable[str], vocab: int, specials: Literal["causal", "masked", "sentinels"]) -> Tokenizer:
     """Train a byte-level BPE tokenizer. The result depends on the texts alone."""
     special = TRAINED[specials]
     backend = tokenizers.Tokenizer(models.BPE())
@@ -235,12 +249,10 @@ def train(texts: Iterable[str], vocab: int, specials: Literal["causal", "masked"
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab, special_tokens=list(special.values()), initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocab, special_tokens=_specials(specials), initial_alphabet=alphabet, show_progress=False
     )
     backend.train_from_iterator(texts, trainer)
-    one, two = ("<|bos|> $A", "<|bos|> $A <|bos|>:1 $B:1")
-    if specials == "masked":
-        one, two = "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"
+    one, two = FRAMES[specials]
     numbers = [(token, backend.token_to_id(token)) for token in special.values()]
     backend.post_processor = processors.TemplateProcessing(single=one, pair=two, special_tokens=numbers)
     return Tokenizer(backend, special, "the trained tokenizer", {})

@@ -88,18 +88,31 @@ class Experiment:
         """
         place = preflight(self.trainer, self.strategy, self.schedule)
         shell = build(self.model, device="meta")
-        self.task.build(model=shell)
+        task = self.task.build(model=shell)
         optimizers.build(self.optimizer, shell)
         trackers(self.logger)
-        self.batch.build()
-        length, most = self.batch["length"], self.model.data.get("trunk", {}).get("context_length")
-        if most is not None and length > most:
-            told = f"{length} tokens are more than model.trunk.context_length={most}; use {most} or less"
-            raise SpecError(problems=[("batch.length", told)])
+        self._check_batch(task)
         self._check_memory(shell, place, sizes)
         if self.init_from is not None:
             self._model = self._initial()
         return place
+
+    def _check_batch(self, task: Any) -> None:
+        self.batch.build()
+        length, (name, tower) = self.batch["length"], self._tower
+        if length > tower.get("context_length", length):
+            most = tower["context_length"]
+            told = f"{length} tokens are more than model.{name}.context_length={most}; use {most} or less"
+            raise SpecError(problems=[("batch.length", told)])
+        if (layout := self.batch["layout"]) not in task.layouts:
+            told = f"task={self.task.kind} can't be laid out as '{layout}'; use batch={task.layouts[0]}"
+            raise SpecError(problems=[("batch.layout", told)])
+
+    @property
+    def _tower(self) -> tuple[str, Mapping[str, Any]]:
+        """The name and the spec of the tower that reads the input."""
+        names = [name for name in ("trunk", "encoder") if name in self.model.data]
+        return (names[0], self.model.data[names[0]]) if names else ("trunk", {})
 
     def _check_memory(self, shell: nn.Module, place: Place, sizes: Sizes | None) -> None:
         count = _size(shell)
@@ -133,7 +146,7 @@ class Experiment:
         """Read the data and train or load the tokenizer: both are cached. Raises DataError."""
         if self._data is None:
             source = self.data.build()
-            rows = self.model.data.get("trunk", {}).get("input", {}).get("vocab")
+            rows = self._tower[1].get("input", {}).get("vocab")
             self._tokenizer = build_tokenizer(self.tokenizer, source, rows)
             length = self.batch["length"]
             collator = self.task.build(model=build(self.model, device="meta")).collator(self._tokenizer, length)

@@ -179,7 +179,8 @@ def _end(folder: Path, result: Result, experiment: Experiment, model: torch.nn.M
     """Write down how the session ended, with a sample when the run is done, and say it."""
     metrics.write_table(folder)
     sample = None
-    if result.status == "finished" and getattr(getattr(model, "head", None), "task", "") == "causal_lm":
+    goes_on = getattr(getattr(model, "head", None), "task", "") == "causal_lm" and not hasattr(model, "decoder")
+    if result.status == "finished" and goes_on:
         sample = _sample(folder, result.steps, experiment, model, screen)
     sessions = record.read(folder)["sessions"]
     sessions[-1] |= {"end": time.time(), "to_step": result.steps, "status": result.status}

@@ -46,7 +46,13 @@ class Task(L.LightningModule):
     """
 
     attention = "causal"
-    """What the model's self-attention must be: `causal` or `full`."""
+    """What the self-attention of the tower that reads the input must be: `causal` or `full`."""
+    head_task = ""
+    """What the model's head must be made for; empty for the task's own kind."""
+    assembly = "single_tower"
+    """`encoder_decoder` for a task whose labels a decoder writes."""
+    layouts: tuple[str, ...] = ("packed", "padded")
+    """The layouts of rows its batches can be made of."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -182,14 +188,20 @@ def check_fit(task: Task, model: nn.Module) -> None:
     """
     name = str(task.kind)  # type: ignore[attr-defined]
     head, trunk = getattr(model, "head", None), getattr(model, "trunk", None)
-    made_for = getattr(head, "task", None)
+    made_for, kind = getattr(head, "task", None), getattr(model, "kind", "model")
     seen = {"causal" if m.causal else "full" for m in (trunk or model).modules() if hasattr(m, "causal")}
-    if made_for == name and seen <= {task.attention}:
+    fits, written = made_for == (task.head_task or name), kind == "encoder_decoder"
+    if fits and written == (task.assembly == "encoder_decoder") and seen <= {task.attention}:
         return
     parts = f"head {getattr(head, 'kind', 'none')}, {' and '.join(sorted(seen)) or 'no'} attention"
-    told = f"task={name} does not fit this {getattr(model, 'kind', 'model')} ({parts})"
-    if made_for == name:
-        raise SpecError(f"{told}: it needs {task.attention} attention; set model.trunk.layer.attention.mask")
+    told = f"task={name} does not fit this {kind} ({parts})"
+    if fits and written and task.assembly == "single_tower":
+        raise SpecError(f"{told}: span_corruption fits it")
+    if fits and not written and task.assembly == "encoder_decoder":
+        raise SpecError(f"{told}: it needs an encoder_decoder, such as model=t5_tiny")
+    if fits:
+        tower = "encoder" if written else "trunk"
+        raise SpecError(f"{told}: it needs {task.attention} attention; set model.{tower}.layer.attention.mask")
     there = f"{kinds()[f'task/{made_for}'].name} fits it" if f"task/{made_for}" in kinds() else "no task fits this head"
     raise SpecError(f"{told}: {there}; or choose another model.head")
 
