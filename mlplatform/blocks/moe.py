@@ -112,7 +112,8 @@ class MixtureOfExperts(nn.Module):
         """End an optimizer step: let the router act on the tokens each expert got, `total` over all ranks."""
         if self.counts is not None:
             self.load = total(self.counts)
-            self.router.settle(self.load)
+            if any(p.requires_grad for p in self.router.parameters()):  # a frozen router stays as it is
+                self.router.settle(self.load)
         self.counts = None
 
     def _auxiliary_loss(self, logits: Tensor, counts: Tensor) -> Tensor | None:

@@ -23,6 +23,7 @@ from mlplatform.runs.export import load_run
 from mlplatform.runs.trackers import trackers
 from mlplatform.training import optimizers
 from mlplatform.training.engine import preflight
+from mlplatform.training.freezing import freeze
 from mlplatform.training.strategies import Place
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,8 @@ class Experiment:
         seed: of the initial weights, the order of the data, dropout and masking.
         logger: a tracker beside metrics.jsonl.
         init_from: a folder of Hugging Face's format, or one of our run folders, whose weights training starts from.
+        freeze: path patterns of what does not train (`trunk.input`, `vision.*`), read in order; `!` before one lets it
+            train after all: `["*", "!head"]` is a linear probe.
         plugins: installed packages whose blocks the config may name.
         prompt: what the sample at the end of a causal model's run goes on from.
     """
@@ -63,6 +66,7 @@ class Experiment:
         outputs: Text = "outputs",
         seed: Natural = 0,
         init_from: Text | None = None,
+        freeze: list[Text] = [],  # noqa: B006  (read as data, never changed)
         prompt: str = "\n",
         plugins: list[Text] | None = None,
     ) -> None:
@@ -71,7 +75,7 @@ class Experiment:
         self.model, self.data, self.tokenizer, self.batch, self.task = model, data, tokenizer, batch, task
         self.optimizer, self.schedule, self.strategy, self.trainer = optimizer, schedule, strategy, trainer
         self.logger, self.experiment, self.outputs = logger, experiment, Path(outputs)
-        self.seed, self.init_from, self.prompt = seed, init_from, prompt
+        self.seed, self.init_from, self.freeze, self.prompt = seed, init_from, freeze, prompt
         self._tokenizer: Any = None
         self._data: DataModule | None = None
         self._model: nn.Module | None = None
@@ -88,6 +92,7 @@ class Experiment:
         """
         place = preflight(self.trainer, self.strategy, self.schedule)
         shell = build(self.model, device="meta")
+        freeze(shell, self.freeze)
         task = self.task.build(model=shell)
         optimizers.build(self.optimizer, shell)
         trackers(self.logger)
@@ -115,9 +120,9 @@ class Experiment:
         return (names[0], self.model.data[names[0]]) if names else ("trunk", {})
 
     def _check_memory(self, shell: nn.Module, place: Place, sizes: Sizes | None) -> None:
-        count = _size(shell)
+        count, trained = _size(shell), sum(p.numel() for _, p in optimizers.trainable(shell))
         weight, gradient, moments, _ = PRECISIONS.get(self.trainer["precision"], PRECISIONS["bf16-mixed"])
-        each = weight + gradient + moments * MOMENTS.get(self.optimizer.kind, 0.0)
+        each = weight + (gradient + moments * MOMENTS.get(self.optimizer.kind, 0.0)) * trained / count
         if place.device == "cuda":
             there = torch.cuda.get_device_properties(0).total_memory
         else:  # processes on one machine share its memory
@@ -160,14 +165,16 @@ class Experiment:
         return self._tokenizer
 
     def build_model(self) -> nn.Module:
-        """Build the model, with the weights of `init_from` where it is set.
+        """Build the model, with the weights of `init_from` where it is set; what `freeze` names does not train.
 
         Raises:
             CheckpointError: `init_from` is damaged or of another model.
         """
         if self.init_from is None:
-            return build(self.model, seed=self.seed)
-        model, self._model = self._model or self._initial(), None
+            model = build(self.model, seed=self.seed)
+        else:
+            model, self._model = self._model or self._initial(), None
+        freeze(model, self.freeze)
         return model.train()
 
     def _initial(self) -> nn.Module:

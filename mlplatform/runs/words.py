@@ -21,12 +21,13 @@ def banner(folder: Path, record: dict[str, Any], config: dict[str, Any], resumed
     trunk, optimizer = config["model"].get("trunk", {}), config["optimizer"]
     batch, trainer = Spec(config["batch"], "batch", "batch"), Spec(config["trainer"], "trainer", "trainer")
     data, parameters = record["data"], record["parameters"]
-    train = data["train"]
+    train, trained = data["train"], record.get("trained_parameters", parameters)
+    part = f" ({count(trained)} of them train)" if trained != parameters else ""
     shape = f", dim {trunk['dim']}, {trunk['depth']} layers" if "dim" in trunk else ""
     name = (config["model"].get("hf") or {}).get("model_type") or config["model"]["kind"]
     lines = [
         f"run    {folder}" + (f"   (resumed at step {resumed})" if resumed else ""),
-        f"model  {name}, {count(parameters)} parameters{shape}; task {config['task']['kind']}",
+        f"model  {name}, {count(parameters)} parameters{part}{shape}; task {config['task']['kind']}",
         f"data   {train['documents']} documents, {count(train['tokens'])} tokens, vocabulary {data['vocabulary']}; "
         f"{batch['sequences']} x {batch['length']} tokens a step",
         f"train  {trainer['max']}, {trainer['precision']}, {optimizer.get('kind') or optimizer['_target_']}, "

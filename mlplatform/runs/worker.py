@@ -167,6 +167,7 @@ def _begin(folder: Path, screen: Screen, model: Any, data: dict[str, Any], step:
         pid=os.getpid(),
         data=data,
         parameters=sum(p.numel() for p in model.parameters()),
+        trained_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         hardware=[torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         or [f"{os.cpu_count()} CPU cores, torch uses {torch.get_num_threads()}"],
     )

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_runs import composed, finished
+from tiny_runs import composed, curves, finished, prepared
 
-from mlplatform.errors import CheckpointError
+from mlplatform.errors import CheckpointError, SpecError
 from mlplatform.models import build
 from mlplatform.registry import Spec
 from mlplatform.runs.experiment import Experiment
+from mlplatform.runs.launch import start as start_run
 from mlplatform.training.checkpoints import newest_whole
 
 
@@ -89,3 +92,33 @@ def test_a_run_starts_from_the_averaged_weights_of_another(tmp_path: Path) -> No
 def test_a_source_that_is_not_there_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(CheckpointError, match=f"'{name}'"):
         experiment(tmp_path, f"init_from={name}").check()
+
+
+def test_what_is_frozen_stays_and_a_resumed_run_ends_the_same(tmp_path: Path) -> None:
+    frozen = "freeze=[trunk.input,'*.mlp']"
+    whole = finished(tmp_path, frozen)
+    start = build(experiment(tmp_path, frozen).model, seed=0).state_dict()
+    path, _ = newest_whole(whole / "checkpoints")
+    assert path is not None
+    end, moments = load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors")
+    for name, tensor in end.items():
+        still = name.startswith("trunk.input") or ".mlp." in name
+        assert torch.equal(tensor, start[name]) == still, name
+        assert any(key.endswith(f"/{name}") for key in moments) != still, name
+    told = json.loads((whole / "run.json").read_text())
+    assert told["trained_parameters"] == sum(t.numel() for n, t in end.items() if not torch.equal(t, start[n]))
+    assert "of them train" in (whole / "log.txt").read_text()
+    again = prepared(tmp_path, frozen)
+    shutil.copytree(whole / "checkpoints" / "step=00000006", again / "checkpoints" / "step=00000006")
+    assert start_run(again) == "finished"
+    assert curves(again) == [row for row in curves(whole) if row["step"] > 6]
+    assert (again / "checkpoints" / path.name / "model.safetensors").read_bytes() == (
+        path / "model.safetensors"
+    ).read_bytes()
+
+
+def test_patterns_are_checked_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"freeze: 'trunk\.inputt' names no parameter .*did you mean 'trunk\.input'"):
+        experiment(tmp_path, "freeze=[trunk.inputt]").check()
+    with pytest.raises(SpecError, match="no parameter to train"):
+        experiment(tmp_path, "freeze=['*']").check()

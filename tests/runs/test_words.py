@@ -36,6 +36,13 @@ def test_the_banner_says_where_what_and_how() -> None:
     ]
 
 
+def test_the_banner_says_what_trains() -> None:
+    assert (
+        "2.0M parameters (9.8K of them train), dim"
+        in banner(Path("r"), {**RECORD, "trained_parameters": 9_800}, CONFIG, 0)[1]
+    )
+
+
 def test_the_banner_says_where_it_goes_on_and_what_a_class_of_torch_is_called() -> None:
     config = {**CONFIG, "optimizer": {"_target_": "torch.optim.SGD"}, "model": {"kind": "dual_tower"}}
     lines = banner(Path("r"), RECORD, config, 300)
