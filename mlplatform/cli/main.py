@@ -117,7 +117,7 @@ VERBS = [
         "RUN FOLDER",
         "write a run's model as a folder Hugging Face loads",
         "mlplatform.cli.models:export",
-        (CONFIG_DIR,),
+        (CONFIG_DIR, Option("adapter", "", "write a run's adapter alone, as peft reads it; without it, merged")),
     ),
     Verb("doctor", "", "show versions, devices and what is missing", "mlplatform.cli.doctor:doctor", (JSON,)),
     Verb(

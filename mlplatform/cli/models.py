@@ -70,14 +70,32 @@ def import_(arguments: Arguments) -> None:
 def export(arguments: Arguments) -> None:
     """Write a run's model, with its tokenizer, as a folder Hugging Face loads."""
     source, target = arguments.plain(most=2, least=2)
+    if arguments.flag("adapter"):
+        adapter(source, Path(target))
+        return
     copy(source, Path(target), arguments)
     suggest(f"python -c \"from transformers import AutoModel; AutoModel.from_pretrained('{target}')\"")
 
 
-def copy(source: str, target: Path, arguments: Arguments) -> nn.Module:
-    """Load a model strictly, save it at `target` and return it. Raises CheckpointError when something is there."""
+def adapter(source: str, target: Path) -> None:
+    """Write the adapter of a run alone, as peft reads it."""
+    _need_empty(target)
+    from mlplatform.runs.export import export_adapter
+    from mlplatform.runs.folder import find
+
+    folder = Path(source) if Path(source).is_dir() else find(source, Path("outputs"))
+    print(f"adapter: {export_adapter(folder, target):,} parameters\nwrote {target}/")
+    suggest(f"mlplatform export {source} FOLDER  (merged)")
+
+
+def _need_empty(target: Path) -> None:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CheckpointError(f"{target}: is there already; name a folder that is new or empty")
+
+
+def copy(source: str, target: Path, arguments: Arguments) -> nn.Module:
+    """Load a model strictly, save it at `target` and return it. Raises CheckpointError when something is there."""
+    _need_empty(target)
     from mlplatform.cli.pretrained import folder_of, load, tokenizer_of
     from mlplatform.interop import save
 

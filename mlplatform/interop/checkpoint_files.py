@@ -144,17 +144,20 @@ class CheckpointFolder:
         return path
 
 
-def write_folder(folder: Path, tensors: Iterable[tuple[str, Tensor]], texts: dict[str, str], shard_size: int) -> None:
-    """Write tensors as shards of at most `shard_size` bytes, and text files, all of them or none.
+def write_folder(
+    folder: Path, tensors: Iterable[tuple[str, Tensor]], texts: dict[str, str], shard_size: int, name: str = SINGLE
+) -> None:
+    """Write tensors as shards of at most `shard_size` bytes (a single one is called `name`), and text files, all of
+    them or none.
 
     A folder that is there already gets the new files one by one, each renamed into place, config.json last.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        _write_shards(temporary, tensors, shard_size)
-        for name, text in texts.items():
-            (temporary / name).write_text(text, encoding="utf-8")
+        _write_shards(temporary, tensors, shard_size, name)
+        for file, text in texts.items():
+            (temporary / file).write_text(text, encoding="utf-8")
         for path in temporary.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
@@ -171,7 +174,7 @@ def write_folder(folder: Path, tensors: Iterable[tuple[str, Tensor]], texts: dic
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_size: int) -> None:
+def _write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_size: int, name: str) -> None:
     shards: list[list[str]] = []
     total = 0
     for shard in _in_shards(tensors, shard_size):
@@ -182,7 +185,7 @@ def _write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_siz
             raise OSError(str(error)) from None
         shards.append(list(shard))
     if len(shards) == 1:
-        (folder / "part-0").rename(folder / SINGLE)
+        (folder / "part-0").rename(folder / name)
         return
     weight_map = {}
     for number, names in enumerate(shards):

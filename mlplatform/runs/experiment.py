@@ -13,14 +13,12 @@ from torch import nn
 
 from mlplatform.data.module import DataModule
 from mlplatform.data.tokens import build_tokenizer
-from mlplatform.errors import CheckpointError, RunError, SpecError, listing
-from mlplatform.interop import fetch, load
+from mlplatform.errors import RunError, SpecError
 from mlplatform.models import build
 from mlplatform.models.costs import PRECISIONS
 from mlplatform.registry import Natural, Spec, Text, block
-from mlplatform.runs.config_file import leaves
-from mlplatform.runs.export import load_run
 from mlplatform.runs.trackers import trackers
+from mlplatform.runs.weights import initial
 from mlplatform.training import optimizers
 from mlplatform.training.engine import preflight
 from mlplatform.training.freezing import freeze
@@ -43,6 +41,7 @@ class Experiment:
         seed: of the initial weights, the order of the data, dropout and masking.
         logger: a tracker beside metrics.jsonl.
         init_from: a folder of Hugging Face's format, or one of our run folders, whose weights training starts from.
+        adapter: what trains on top of `init_from`, which stays as it is.
         freeze: path patterns of what does not train (`trunk.input`, `vision.*`), read in order; `!` before one lets it
             train after all: `["*", "!head"]` is a linear probe.
         plugins: installed packages whose blocks the config may name.
@@ -66,6 +65,7 @@ class Experiment:
         outputs: Text = "outputs",
         seed: Natural = 0,
         init_from: Text | None = None,
+        adapter: Annotated[Spec, "adapter"] | None = None,
         freeze: list[Text] = [],  # noqa: B006  (read as data, never changed)
         prompt: str = "\n",
         plugins: list[Text] | None = None,
@@ -75,7 +75,8 @@ class Experiment:
         self.model, self.data, self.tokenizer, self.batch, self.task = model, data, tokenizer, batch, task
         self.optimizer, self.schedule, self.strategy, self.trainer = optimizer, schedule, strategy, trainer
         self.logger, self.experiment, self.outputs = logger, experiment, Path(outputs)
-        self.seed, self.init_from, self.freeze, self.prompt = seed, init_from, freeze, prompt
+        self.seed, self.init_from, self.prompt = seed, init_from, prompt
+        self.adapter, self.freeze = adapter, freeze
         self._tokenizer: Any = None
         self._data: DataModule | None = None
         self._model: nn.Module | None = None
@@ -92,14 +93,14 @@ class Experiment:
         """
         place = preflight(self.trainer, self.strategy, self.schedule)
         shell = build(self.model, device="meta")
-        freeze(shell, self.freeze)
+        self._choose_parts(shell)
         task = self.task.build(model=shell)
         optimizers.build(self.optimizer, shell)
         trackers(self.logger)
         self._check_batch(task)
         self._check_memory(shell, place, sizes)
         if self.init_from is not None:
-            self._model = self._initial()
+            self._model = initial(self.model.data, self.init_from)
         return place
 
     def _check_batch(self, task: Any) -> None:
@@ -173,46 +174,25 @@ class Experiment:
         if self.init_from is None:
             model = build(self.model, seed=self.seed)
         else:
-            model, self._model = self._model or self._initial(), None
-        freeze(model, self.freeze)
+            model, self._model = self._model or initial(self.model.data, self.init_from), None
+        self._choose_parts(model)
         return model.train()
 
-    def _initial(self) -> nn.Module:
-        """Build this run's model with the weights of `init_from`; warn of values that differ between the two."""
-        assert self.init_from is not None
-        folder = Path(self.init_from).expanduser()
-        if not folder.is_dir():
-            folder = fetch(self.init_from)
-        if (folder / "run.json").is_file():
-            loaded = load_run(folder, dtype=torch.float32)
-        else:
-            head = self.model.data.get("head")
-            loaded = load(folder, lambda _: self.model.data, dtype=torch.float32, head=head)
-        model = build(self.model, device="meta")
-        weights = loaded.state_dict()
-        ours, theirs = ({name: t.shape for name, t in held.items()} for held in (model.state_dict(), weights))
-        if ours != theirs:
-            name = next(n for n in (*ours, *theirs) if ours.get(n) != theirs.get(n))
-            raise CheckpointError(
-                f"init_from={self.init_from}: {name} is {list(theirs.get(name, ()))} there and "
-                f"{list(ours.get(name, ()))} in this run's model; choose the model's YAML of that size"
-            )
-        if other := _differences(self.model.data, loaded.spec):  # type: ignore[arg-type]
-            log.warning("init_from=%s was made with other values than this run's model: %s", folder, listing(other))
-        model.load_state_dict(weights, assign=True)
-        return model
+    def _choose_parts(self, model: nn.Module) -> None:
+        """Freeze what does not train, and put the adapter in."""
+        freeze(model, self.freeze)
+        if self.adapter is None:
+            return
+        if self.freeze or self.init_from is None:
+            told = "an adapter freezes all but itself and what adapter.train names; leave freeze empty"
+            if not self.freeze:
+                told = "an adapter stands on weights that are there; set init_from, a Hugging Face folder or a run"
+            raise SpecError(problems=[("adapter", told)])
+        self.adapter.build().apply(model, self.seed)
 
 
 def _size(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
-
-
-def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Return where two models of the same weights compute otherwise: values both state, and blocks only one has."""
-    own, given = (leaves({k: v for k, v in spec.items() if k not in ("hf", "heads")}) for spec in (ours, theirs))
-    paths = [path for path in own | given if not path.endswith("dropout") and own.get(path) != given.get(path)]
-    paths = [path for path in paths if (path in own and path in given) or path.endswith(".kind")]
-    return [f"{path}={own.get(path)!r} ({given.get(path)!r} there)" for path in paths]
 
 
 def _family(spec: Mapping[str, Any]) -> tuple[Any, Any]:

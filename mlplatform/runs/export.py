@@ -1,4 +1,4 @@
-"""From a run folder to a model with its weights, and on to Hugging Face's format. No Hydra: the folder says all."""
+"""From a run folder on to Hugging Face's format. No Hydra: the folder says all."""
 
 from __future__ import annotations
 
@@ -6,41 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
-from torch import nn
 
-from mlplatform.errors import CheckpointError
-from mlplatform.models import build
+from mlplatform.errors import RunError
 from mlplatform.runs.config_file import read_config
-from mlplatform.training.checkpoints import newest_whole
+from mlplatform.runs.weights import load_run
 
-
-def load_run(
-    folder: Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None, averaged: bool = True
-) -> nn.Module:
-    """Build the model of a run and give it the weights of its newest whole checkpoint.
-
-    Args:
-        averaged: take the averaged weights where the run kept them (they are what validation measured).
-
-    Raises:
-        CheckpointError: the run has no whole checkpoint.
-    """
-    checkpoint, notes = newest_whole(folder / "checkpoints")
-    if checkpoint is None:
-        raise CheckpointError(f"{folder}: no whole checkpoint yet{'; ' + notes[0] if notes else ''}")
-    model = build(read_config(folder)["model"], device="meta")
-    weights = load_file(checkpoint / "model.safetensors", device=str(device))
-    if averaged and (checkpoint / "ema.safetensors").is_file():
-        weights |= load_file(checkpoint / "ema.safetensors", device=str(device))
-    wanted = model.state_dict().keys()
-    if wanted != weights.keys():
-        name = sorted(wanted ^ weights.keys())[0]
-        raise CheckpointError(f"{checkpoint}: '{name}' is not in both the weights and the config")
-    model.load_state_dict(weights, assign=True)
-    if dtype is not None:
-        model.to(dtype)
-    return model.eval()
+__all__ = ["export", "export_adapter", "load_run", "load_tokenizer"]
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -51,7 +22,49 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def export(folder: Path, target: Path, dtype: torch.dtype | None = None) -> None:
-    """Write a run's model and tokenizer as a folder Hugging Face loads."""
+    """Write a run's model and tokenizer as a folder Hugging Face loads; adapters are merged into the weights."""
     from mlplatform.interop import save
 
     save(load_run(folder, dtype=dtype), target, tokenizer=load_tokenizer(folder))
+
+
+def export_adapter(folder: Path, target: Path) -> int:
+    """Write a run's adapter alone, as peft reads it on the model `init_from` names; return its number of parameters.
+
+    Raises:
+        RunError: the run has no adapter. SpecError: Hugging Face's model has no place for one.
+    """
+    from mlplatform.registry import Spec
+
+    config = read_config(folder)
+    if not config.get("adapter"):
+        raise RunError(f"{folder}: this run has no adapter; leave --adapter away and its whole model is written")
+    made = Spec.of(config["adapter"], "adapter", "adapter").build()
+    return write_adapter(load_run(folder, merged=False), made, config["init_from"], target)
+
+
+def write_adapter(model: Any, made: Any, source: str, target: Path) -> int:
+    """Write the adapter `made` has put into a model as peft's files; return its number of parameters.
+
+    Args:
+        source: where the weights it stands on are, for those who read it.
+    """
+    from mlplatform.interop.adapters import theirs, write_folder_of
+    from mlplatform.training.adapters import adapter_tensors, trained_beside
+
+    found = theirs(model.spec, adapter_tensors(model), trained_beside(model))
+    task = None  # of a classifier: peft would want its head trained too
+    if getattr(model.head, "task", "") == "causal_lm":
+        task = "SEQ_2_SEQ_LM" if hasattr(model, "decoder") else "CAUSAL_LM"
+    told = made.config(
+        found.modules,
+        rank_pattern={name: made.rank * times for name, times in found.ranks.items()},
+        alpha_pattern={name: made.alpha * times for name, times in found.ranks.items()},
+        modules_to_save=found.whole or None,
+        fan_in_fan_out=found.transposed,
+        base_model_name_or_path=source,
+        task_type=task,
+        inference_mode=True,
+    )
+    write_folder_of(target, found.tensors, told.to_dict())
+    return sum(tensor.numel() for tensor in found.tensors.values())

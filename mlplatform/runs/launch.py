@@ -43,6 +43,7 @@ def prepare(
     Raises:
         PlatformError: before anything is written.
     """
+    config = anchored(config)
     experiment: Experiment = Spec.of(config, "run").build()
     place = experiment.check(sizes)
     data = experiment.prepare(place)
@@ -57,6 +58,14 @@ def prepare(
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return folder, experiment
+
+
+def anchored(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the config with the folder `init_from` names as a whole path: a run may go on from anywhere."""
+    source = config.get("init_from")
+    if source is None or not Path(source).expanduser().is_dir():
+        return config
+    return {**config, "init_from": str(Path(source).expanduser().resolve())}
 
 
 def start(folder: Path, experiment: Experiment | None = None) -> record.Status:

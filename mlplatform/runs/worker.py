@@ -256,7 +256,7 @@ def _failed(folder: Path, error: BaseException, scrub: Callable[[str], str]) -> 
 
 def _hugging_face_config(model: Any) -> str | None:
     """Return the config.json of the checkpoints, where the model's YAML can say one."""
-    hf = model.spec.get("hf") or {}
+    hf = {} if getattr(model, "adapted", False) else model.spec.get("hf") or {}
     return json.dumps(config_json(model), indent=2) + "\n" if "weights" in hf or "parts" in hf else None
 
 

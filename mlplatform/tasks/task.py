@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from mlplatform.blocks.moe import auxiliary_loss, expert_metrics, mixtures
 from mlplatform.data.collate import IGNORED, Collator
 from mlplatform.errors import CheckpointError, DataError, RunError, SpecError, listing
+from mlplatform.models.trained import frozen_digest, trained_names
 from mlplatform.registry import kinds
 
 Batch = dict[str, Tensor]
@@ -62,6 +63,7 @@ class Task(L.LightningModule):
         self.make_optimizer: Callable[[nn.Module], Optimizer] | None = None
         self.clip_norm: float | None = None
         self.figures = Figures(math.nan, math.nan, 0, 0)
+        self._base = ""
 
     def collator(self, tokenizer: Any, length: int) -> Collator:
         """Return what makes a micro-batch of rows for this task.
@@ -145,9 +147,34 @@ class Task(L.LightningModule):
         size = batch.get("num_bytes", torch.zeros((), device=self.device))
         return torch.stack([out.loss_sum.double(), out.loss_count.double(), size.double()])
 
+    @property
+    def adapted(self) -> bool:
+        """Whether the model stands on frozen weights that its checkpoints leave out."""
+        return getattr(self.model, "adapted", False)
+
+    @property
+    def strict_loading(self) -> bool:
+        """What Lightning asks before it loads a checkpoint's weights; `on_load_checkpoint` has checked them by then."""
+        return not self.adapted
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Of a model on frozen weights, keep what trains and a hash of the rest."""
+        if self.adapted:
+            checkpoint["state_dict"] = {n: t for n, t in checkpoint["state_dict"].items() if n in self._trained()}
+            checkpoint["base"] = self._base = self._base or frozen_digest(self.model)
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the weights of another model."""
-        check_weights(checkpoint["state_dict"], self.state_dict())
+        """Refuse the weights of another model, and those that stood on other frozen ones."""
+        own = self.state_dict()
+        if self.adapted:
+            own = {name: own[name] for name in self._trained()}
+            self._base = frozen_digest(self.model)
+            if checkpoint.get("base") != self._base:
+                raise CheckpointError("the weights init_from names are not those this run's adapter began on")
+        check_weights(checkpoint["state_dict"], own)
+
+    def _trained(self) -> set[str]:
+        return {f"model.{name}" for name in trained_names(self.model)}
 
     def _totals(self, micro_batches: list[Batch]) -> tuple[int, int]:
         """Return the numbers of targets and of tokens (padding not counted) over micro-batches and ranks."""

@@ -11,12 +11,13 @@ from torch import nn
 from mlplatform.errors import SpecError, did_you_mean, listing
 
 
-def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
+def freeze(model: nn.Module, patterns: Sequence[str], key: str = "freeze") -> None:
     """Take parameters out of training: they get no gradient, no optimizer state and no decay.
 
     Args:
         patterns: of the names of parameters or of modules (`trunk.input`, `vision.*`, `*.layers.0`), read in order;
             one that starts with `!` lets what it names train after all: `["*", "!head"]` is a linear probe.
+        key: of the config the patterns stand under, for messages.
 
     Batch norms of a frozen part keep their running statistics, and routers their corrections.
 
@@ -27,7 +28,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
     for pattern in patterns:
         chosen = named(model, pattern.removeprefix("!"))
         if not chosen:
-            raise SpecError(problems=[("freeze", nothing(model, pattern))])
+            raise SpecError(problems=[(key, nothing(model, pattern))])
         for parameter in chosen:
             parameter.requires_grad_(pattern.startswith("!") and id(parameter) in able)
     for module in model.modules():

@@ -1,0 +1,107 @@
+"""Where a run's weights come from: its own checkpoints, and what `init_from` names."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from mlplatform.errors import CheckpointError, listing
+from mlplatform.interop import fetch, load
+from mlplatform.models import build
+from mlplatform.models.trained import frozen_digest
+from mlplatform.registry import Spec
+from mlplatform.runs.config_file import leaves, read_config
+from mlplatform.training.adapters import merge
+from mlplatform.training.checkpoints import STATE, newest_whole
+
+log = logging.getLogger(__name__)
+
+
+def load_run(
+    folder: Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    averaged: bool = True,
+    merged: bool = True,
+) -> nn.Module:
+    """Build the model of a run and give it the weights of its newest whole checkpoint.
+
+    Args:
+        averaged: take the averaged weights where the run kept them (they are what validation measured).
+        merged: add a run's adapters to the weights they stand on; False leaves them beside these.
+
+    Raises:
+        CheckpointError: the run has no whole checkpoint, or what its adapter stands on is gone or another.
+    """
+    checkpoint, notes = newest_whole(folder / "checkpoints")
+    if checkpoint is None:
+        raise CheckpointError(f"{folder}: no whole checkpoint yet{'; ' + notes[0] if notes else ''}")
+    config = read_config(folder)
+    adapter = config.get("adapter")
+    model = initial(config["model"], config["init_from"]) if adapter else build(config["model"], device="meta")
+    if adapter:
+        Spec.of(adapter, "adapter", "adapter").build().apply(model)
+        _check_base(model, checkpoint, config["init_from"])
+    weights = load_file(checkpoint / "model.safetensors", device=str(device))
+    if averaged and (checkpoint / "ema.safetensors").is_file():
+        weights |= load_file(checkpoint / "ema.safetensors", device=str(device))
+    wanted = {name for name, p in model.named_parameters() if p.requires_grad} if adapter else model.state_dict().keys()
+    if wanted != weights.keys():
+        name = sorted(wanted ^ weights.keys())[0]
+        raise CheckpointError(f"{checkpoint}: '{name}' is not in both the weights and the config")
+    model.load_state_dict(weights, assign=not adapter, strict=not adapter)
+    if adapter and merged:
+        merge(model)
+    model.to(device)
+    if dtype is not None:
+        model.to(dtype)
+    return model.eval()
+
+
+def _check_base(model: nn.Module, checkpoint: Path, source: str) -> None:
+    if json.loads((checkpoint / STATE).read_text()).get("base") != frozen_digest(model):
+        raise CheckpointError(f"{checkpoint}: its adapter stands on other weights than those of init_from={source} now")
+
+
+def initial(spec: dict[str, Any], source: str) -> nn.Module:
+    """Build a model with the weights `init_from` names; warn of values that differ between the two.
+
+    Raises:
+        CheckpointError: the source is missing, damaged or of another model.
+    """
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        folder = fetch(source)
+    if (folder / "run.json").is_file():
+        loaded = load_run(folder, dtype=torch.float32)
+    else:
+        loaded = load(folder, lambda _: spec, dtype=torch.float32, head=spec.get("head"))
+    model = build(spec, device="meta")
+    weights = loaded.state_dict()
+    ours, theirs = ({name: t.shape for name, t in held.items()} for held in (model.state_dict(), weights))
+    if ours != theirs:
+        name = next(n for n in (*ours, *theirs) if ours.get(n) != theirs.get(n))
+        raise CheckpointError(
+            f"init_from={source}: {name} is {list(theirs.get(name, ()))} there and "
+            f"{list(ours.get(name, ()))} in this run's model; choose the model's YAML of that size"
+        )
+    if other := _differences(spec, loaded.spec):  # type: ignore[arg-type]
+        log.warning("init_from=%s was made with other values than this run's model: %s", folder, listing(other))
+    model.load_state_dict(weights, assign=True)
+    return model
+
+
+def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Return where two models of the same weights compute otherwise: values both state, and blocks only one has."""
+    own, given = (leaves({k: v for k, v in spec.items() if k not in ("hf", "heads")}) for spec in (ours, theirs))
+    paths = [path for path in own | given if not path.endswith("dropout") and own.get(path) != given.get(path)]
+    paths = [path for path in paths if (path in own and path in given) or path.endswith(".kind")]
+    return [f"{path}={own.get(path)!r} ({given.get(path)!r} there)" for path in paths]
