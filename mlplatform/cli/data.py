@@ -13,11 +13,12 @@ def show(arguments: Arguments) -> None:
     arguments.plain(most=0)
     count = arguments.whole("samples", 3, least=1)
     result = composed(arguments).check()
+    from mlplatform.cli.train import whole
     from mlplatform.data.preview import as_text, preview
     from mlplatform.registry import Spec
 
     with result.located():
-        experiment = Spec.of(result.config, "run").build()
+        experiment = Spec.of(whole(result, arguments), "run").build()
         data = experiment.prepare(experiment.check())
     color = sys.stdout.isatty()
     for number, row in enumerate(preview(data, count), 1):

@@ -88,6 +88,20 @@ def load(
     return load_folder(folder, shelf.find, device=device, dtype=dtype, head=head, others=shelf.knowing)
 
 
+def with_teacher(config: dict[str, Any], config_dirs: Iterable[str | Path] = ()) -> dict[str, Any]:
+    """Return a run's config with the teacher's folder found and, where it is Hugging Face's, its YAML filled in."""
+    teacher = config.get("teacher")
+    if not teacher or teacher.get("model"):
+        return config
+    from mlplatform.interop.checkpoint_files import read_json
+
+    folder = folder_of(teacher["source"])
+    found = {**teacher, "source": str(folder)}
+    if not (folder / "run.json").is_file():
+        found["model"] = Families(config_dirs).find(read_json(folder / "config.json"))
+    return {**config, "teacher": found}
+
+
 def tokenizer_of(folder: Path) -> Tokenizer | None:
     """Return the tokenizer a folder holds, None when there is none. Raises DataError for a broken one."""
     from mlplatform.processors.tokenizer import load as load_tokenizer

@@ -45,7 +45,14 @@ def runnable(result: Composed, arguments: Arguments) -> dict[str, Any]:
     model = told_apart(result.config["model"], name, arguments.options.get("config-dir", []))
     if reason := (model.get("hf") or {}).get("departs"):
         print(f"note: {reason}; checkpoints load here, and can't be exported to Hugging Face", file=sys.stderr)
-    return {**result.config, "model": model}
+    return {**whole(result, arguments), "model": model}
+
+
+def whole(result: Composed, arguments: Arguments) -> dict[str, Any]:
+    """Return the config with what stands in a teacher's folder filled in."""
+    from mlplatform.cli.pretrained import with_teacher
+
+    return with_teacher(result.config, arguments.options.get("config-dir", ()))
 
 
 def sizes(arguments: Arguments) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -61,7 +68,7 @@ def dry_run(result: Composed, arguments: Arguments) -> str:
     from mlplatform.models.describe import describe
     from mlplatform.registry import Spec
 
-    config = result.config
+    config = whole(result, arguments)
     with result.located():
         place = Spec.of(config, "run").build().check(lambda: sizes(arguments))
         batch = Spec.of(config["batch"], "batch", "batch")

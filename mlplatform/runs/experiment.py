@@ -17,6 +17,7 @@ from mlplatform.errors import RunError, SpecError
 from mlplatform.models import build
 from mlplatform.models.costs import PRECISIONS
 from mlplatform.registry import Natural, Spec, Text, block
+from mlplatform.runs.teacher import Teacher
 from mlplatform.runs.trackers import trackers
 from mlplatform.runs.weights import initial
 from mlplatform.training import optimizers
@@ -42,6 +43,7 @@ class Experiment:
         logger: a tracker beside metrics.jsonl.
         init_from: a folder of Hugging Face's format, or one of our run folders, whose weights training starts from.
         adapter: what trains on top of `init_from`, which stays as it is.
+        teacher: the model the task learns from, where it learns from one.
         freeze: path patterns of what does not train (`trunk.input`, `vision.*`), read in order; `!` before one lets it
             train after all: `["*", "!head"]` is a linear probe.
         plugins: installed packages whose blocks the config may name.
@@ -66,6 +68,7 @@ class Experiment:
         seed: Natural = 0,
         init_from: Text | None = None,
         adapter: Annotated[Spec, "adapter"] | None = None,
+        teacher: Annotated[Spec, "teacher"] | None = None,
         freeze: list[Text] = [],  # noqa: B006  (read as data, never changed)
         prompt: str = "\n",
         plugins: list[Text] | None = None,
@@ -77,6 +80,7 @@ class Experiment:
         self.logger, self.experiment, self.outputs = logger, experiment, Path(outputs)
         self.seed, self.init_from, self.prompt = seed, init_from, prompt
         self.adapter, self.freeze = adapter, freeze
+        self.teacher: Teacher | None = teacher.build() if teacher is not None else None
         self._tokenizer: Any = None
         self._data: DataModule | None = None
         self._model: nn.Module | None = None
@@ -94,11 +98,16 @@ class Experiment:
         place = preflight(self.trainer, self.strategy, self.schedule)
         shell = build(self.model, device="meta")
         self._choose_parts(shell)
-        task = self.task.build(model=shell)
+        task = self.build_task(shell)
         optimizers.build(self.optimizer, shell)
         trackers(self.logger)
         self._check_batch(task)
         self._check_memory(shell, place, sizes)
+        if self.teacher is not None and self.teacher.layers is not None:
+            if self.init_from is not None:
+                told = "the student starts from the teacher's layers or from init_from; leave one away"
+                raise SpecError(problems=[("teacher.layers", told)])
+            self.teacher.start(build(self.model, device="meta"))
         if self.init_from is not None:
             self._model = initial(self.model.data, self.init_from)
         return place
@@ -155,7 +164,9 @@ class Experiment:
             rows = self._tower[1].get("input", {}).get("vocab")
             self._tokenizer = build_tokenizer(self.tokenizer, source, rows)
             length = self.batch["length"]
-            collator = self.task.build(model=build(self.model, device="meta")).collator(self._tokenizer, length)
+            collator = self.build_task(build(self.model, device="meta")).collator(self._tokenizer, length)
+            if self.teacher is not None:
+                self.teacher.check_tokenizer(self._tokenizer)
             self._data = DataModule(source, self._tokenizer, self.batch, collator, self.seed, place.rank, place.world)
             self._data.setup()
         return self._data
@@ -165,6 +176,20 @@ class Experiment:
         """The tokenizer, once `prepare` was called."""
         return self._tokenizer
 
+    def build_task(self, model: nn.Module) -> Any:
+        """Build the task of a model, and hand it the teacher where it learns from one.
+
+        Raises:
+            SpecError: the model doesn't fit the task, or the teacher the student.
+        """
+        learns = "teacher" in self.task.signature.handed
+        if learns != (self.teacher is not None):
+            told = f"task={self.task.kind} learns from a teacher; set teacher=folder teacher.source=FOLDER"
+            if self.teacher is not None:
+                told = f"task={self.task.kind} learns from no teacher; set task=distillation, or leave teacher away"
+            raise SpecError(problems=[("teacher", told)])
+        return self.task.build(model=model, **({"teacher": self.teacher.load()} if self.teacher else {}))
+
     def build_model(self) -> nn.Module:
         """Build the model, with the weights of `init_from` where it is set; what `freeze` names does not train.
 
@@ -173,6 +198,8 @@ class Experiment:
         """
         if self.init_from is None:
             model = build(self.model, seed=self.seed)
+            if self.teacher is not None:
+                self.teacher.start(model)
         else:
             model, self._model = self._model or initial(self.model.data, self.init_from), None
         self._choose_parts(model)

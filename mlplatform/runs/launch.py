@@ -61,11 +61,16 @@ def prepare(
 
 
 def anchored(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the config with the folder `init_from` names as a whole path: a run may go on from anywhere."""
-    source = config.get("init_from")
-    if source is None or not Path(source).expanduser().is_dir():
-        return config
-    return {**config, "init_from": str(Path(source).expanduser().resolve())}
+    """Return the config with the folders a run stands on as whole paths: it may go on from anywhere."""
+
+    def whole(source: str | None) -> str | None:
+        folder = Path(source).expanduser() if source else None
+        return str(folder.resolve()) if folder and folder.is_dir() else source
+
+    anchored = {**config, "init_from": whole(config["init_from"])} if config.get("init_from") else dict(config)
+    if teacher := config.get("teacher"):
+        anchored["teacher"] = {**teacher, "source": whole(teacher["source"])}
+    return anchored
 
 
 def start(folder: Path, experiment: Experiment | None = None) -> record.Status:

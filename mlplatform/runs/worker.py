@@ -103,7 +103,7 @@ def _train(folder: Path, experiment: Experiment | None, screen: Screen | None, w
     checkpoint, notes = newest_whole(folder / "checkpoints")
     if checkpoint is not None:
         _check_data(folder, batches.record())
-    task = experiment.task.build(model=experiment.build_model())
+    task = experiment.build_task(experiment.build_model())
     kept = Recorders(metrics.Metrics(folder), [], print)
     if screen is not None:
         _begin(folder, screen, task.model, batches.record(), step_of(checkpoint) if checkpoint else 0, notes)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mlplatform.blocks.moe import auxiliary_loss, expert_metrics, mixtures
+from mlplatform.context import Output
 from mlplatform.data.collate import IGNORED, Collator
 from mlplatform.errors import CheckpointError, DataError, RunError, SpecError, listing
 from mlplatform.models.trained import frozen_digest, trained_names
@@ -97,6 +98,7 @@ class Task(L.LightningModule):
             DataError: no token of any rank is a target. RunError: the loss or the gradient is not finite.
         """
         total, tokens = self._totals(micro_batches)
+        self.figures = Figures(math.nan, math.nan, total, tokens)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         strategy = self.trainer.strategy
         for number, batch in enumerate(micro_batches):
@@ -105,7 +107,7 @@ class Task(L.LightningModule):
                 contextlib.nullcontext() if last else getattr(strategy, "block_backward_sync", contextlib.nullcontext)()
             )
             with hold:
-                out = self.model(**_inputs(batch), logits=False)
+                out = self.learned(batch)
                 objective, extra = out.loss_sum, auxiliary_loss(self.model)
                 if extra is not None:  # a mean of each micro-batch, weighed by its targets
                     objective = objective + extra * out.loss_count
@@ -114,13 +116,16 @@ class Task(L.LightningModule):
                     self.manual_backward(objective * (self.trainer.world_size / total))
             loss_sum += out.loss_sum.detach()
         self._loss = self._sum(loss_sum) / total
-        self.figures = Figures(math.nan, math.nan, total, tokens)
         optimizer: Any = self.optimizers()
         with torch.autocast(self.device.type, enabled=False):
             optimizer.step()
         optimizer.zero_grad()
         for _, moe in mixtures(self.model):
             moe.settle(self._sum)
+
+    def learned(self, batch: Batch) -> Output:
+        """Return the model's output of a micro-batch in training: `loss_sum` is minimised, `loss_count` its targets."""
+        return self.model(**inputs_of(batch), logits=False)
 
     def gauges(self) -> dict[str, float]:
         """Return metrics of the model itself after a step, logged beside the loss."""
@@ -143,7 +148,7 @@ class Task(L.LightningModule):
 
     def validation_step(self, batch: Batch) -> Tensor:
         """Return (loss_sum, targets, bytes) of one micro-batch in fp64; bytes is 0 where the data doesn't say."""
-        out = self.model(**_inputs(batch), logits=False)
+        out = self.model(**inputs_of(batch), logits=False)
         size = batch.get("num_bytes", torch.zeros((), device=self.device))
         return torch.stack([out.loss_sum.double(), out.loss_count.double(), size.double()])
 
@@ -178,7 +183,7 @@ class Task(L.LightningModule):
 
     def _totals(self, micro_batches: list[Batch]) -> tuple[int, int]:
         """Return the numbers of targets and of tokens (padding not counted) over micro-batches and ranks."""
-        counts = [torch.stack([self.targets(batch), _tokens(batch)]) for batch in micro_batches]
+        counts = [torch.stack([self.targets(batch), real_tokens(batch).sum()]) for batch in micro_batches]
         targets, tokens = self._sum(torch.stack(counts).sum(0)).tolist()
         if targets == 0:
             step = self.trainer.global_step + 1
@@ -192,15 +197,17 @@ class Task(L.LightningModule):
         return self.trainer.strategy.reduce(tensor, reduce_op="sum")  # type: ignore[return-value]
 
 
-def _inputs(batch: Batch) -> Batch:
+def inputs_of(batch: Batch) -> Batch:
+    """Return what the model is called with."""
     return {name: tensor for name, tensor in batch.items() if name != "num_bytes"}
 
 
-def _tokens(batch: Batch) -> Tensor:
+def real_tokens(batch: Batch) -> Tensor:
+    """Return which positions are no padding (rows, length)."""
     for name in ("attention_mask", "document_ids"):
         if name in batch:
-            return (batch[name] > 0).sum()
-    return torch.tensor(batch["labels"].numel(), device=batch["labels"].device)
+            return batch[name] > 0
+    return torch.ones_like(batch["labels"], dtype=torch.bool)
 
 
 def count_targets(labels: Tensor) -> Tensor:
