@@ -132,9 +132,11 @@ VERBS = [
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0, 2 for a mistake in the input, 1 for a bug, 130 for Ctrl-C."""
     words = list(sys.argv[1:] if argv is None else argv)
-    # Threads that wait in a busy loop take the core from whoever else computes: on a shared machine of two cores a
-    # training step was three times slower. It must be set before torch starts its threads.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # How long a thread of GNU's OpenMP spins before it sleeps. Its own 300,000 rounds starve whoever shares the cores
+    # (a tenth of the speed beside one busy process), none at all costs a third of the speed on an idle machine. It must
+    # be set before torch starts its threads.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     debug = os.environ.get("MLPLATFORM_DEBUG", "") not in ("", "0")
     try:
         return _run(words)

@@ -57,7 +57,7 @@ ROWS: list[tuple[str, Any, str, str]] = [
     ("trunk.7", 3, "", "transformer has no field '7'"),
     ("trunk.dim", ..., "", "transformer needs 'dim' (Positive)"),
     ("trunk.dim", "???", "", "transformer needs 'dim' (Positive)"),
-    ("trunk.final_norm", "???", "", "transformer needs 'final_norm' (bool)"),
+    ("trunk.final_norm", "???", "", "transformer needs 'final_norm' (bool | Literal['every'])"),
     ("trunk", ..., "", "single_tower needs 'trunk'"),
     ("trunk.layer.mlp.dim", 64, "", "'dim' of gated_mlp is set by what holds it; delete it here"),
     ("trunk.norm.dim", 64, "", "'dim' of rms_norm is set by what holds it; delete it here"),
