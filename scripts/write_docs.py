@@ -1,4 +1,6 @@
-"""Writes docs/blocks.md and docs/models.md from the registry and conf/model: `python scripts/write_docs.py [--check]`.
+"""Writes docs/blocks.md and docs/models.md: `python scripts/write_docs.py [--check]`.
+
+They come from the registry, conf/model and what the tests measured beside transformers.
 
 With `--check` it only says whether they are stale.
 """
@@ -6,9 +8,12 @@ With `--check` it only says whether they are stale.
 from __future__ import annotations
 
 import ast
+import json
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 from mlplatform import places
 from mlplatform.cli.compose import compose_model
@@ -18,7 +23,17 @@ from mlplatform.places import PACKAGE
 from mlplatform.registry import Field, Kind, kinds, lookup
 
 DOCS = PACKAGE.parent / "docs"
+TESTS = PACKAGE.parent / "tests"
 WRITTEN = "<!-- Written by scripts/write_docs.py; change the docstrings or the YAML, not this file. -->"
+BESIDE = """## Beside transformers
+
+What `python -m pytest tests/parity/test_parity.py --measured` measured: tiny random models of transformers, every
+parameter moved from its initial value, saved, loaded here, and compared in fp32, with padding on both sides. Every
+variant is also saved back to the same bytes, loaded by transformers again, and has a control that must fail.
+
+The largest difference of outputs is absolute; that of gradients is relative to each tensor's largest entry. The suite
+allows 1e-5 (2e-5 behind deep convolutions) and 1e-4. Empty: transformers' head has no loss, or another one.
+"""
 WORDS = {
     "int": "whole number",
     "float": "number",
@@ -68,7 +83,40 @@ def models() -> str:
         theirs = (spec.get("hf") or {}).get("model_type") or ""
         shown = ", ".join(f"`{head}`" for head in heads)
         lines.append(f"| `{name}` | {_cell(about)} | {describe(spec).total:,} | {shown} | {theirs} |")
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", *_parity(), ""])
+
+
+def _parity() -> list[str]:
+    """Return the tables of what the test run measured beside transformers (tests/parity/measured.json)."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in json.loads((TESTS / "parity" / "measured.json").read_text(encoding="utf-8")):
+        found.setdefault(row["family"], []).append(row)
+    shipped = places.conf() / "model"
+    own = {family: rows for family, rows in found.items() if (shipped / f"{family}.yaml").is_file()}
+    outside = {family: rows for family, rows in found.items() if family not in own}
+    lines = [*BESIDE.splitlines(), ""]
+    lines += _rows(own, shipped)
+    lines += ["", "### By YAML alone", ""]
+    lines += ["The families of `tests/families/model`, a folder outside the package, without any Python of theirs:", ""]
+    return lines + _rows(outside, TESTS / "families" / "model")
+
+
+def _rows(families: dict[str, list[dict[str, Any]]], folder: Path) -> list[str]:
+    lines = ["| model | variants | outputs | gradients | parameters | YAML lines |", "|---|---|--:|--:|--:|--:|"]
+    for family, rows in sorted(families.items()):
+        file = folder / f"{family}.yaml"
+        spec = compose_model(family, (), [folder.parent]).check().config
+        gradients = [row["gradients"] for row in rows if row["gradients"] is not None]
+        cells = [
+            f"[`{family}`](../{file.relative_to(PACKAGE.parent).as_posix()})",
+            ", ".join(row["variant"] for row in rows),
+            f"{max(row['outputs'] for row in rows):.0e}",
+            f"{max(gradients):.0e}" if gradients else "",
+            f"{describe(spec).total:,}",
+            str(len(file.read_text(encoding="utf-8").splitlines())),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def _kind(kind: Kind) -> list[str]:

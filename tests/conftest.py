@@ -16,6 +16,9 @@ import pytest
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write tests/golden/ again; then read the diff")
+    parser.addoption(
+        "--measured", action="store_true", help="write tests/parity/measured.json again, from tests/parity"
+    )
 
 
 @pytest.fixture(autouse=True)
