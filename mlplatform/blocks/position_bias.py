@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mlplatform.context import Context
+from mlplatform.errors import SpecError
 from mlplatform.registry import Positive, block
 
 
@@ -31,6 +32,14 @@ class RelativeBuckets(nn.Module):
     def __init__(
         self, heads: int, *, buckets: Positive = 32, max_distance: Positive = 128, bidirectional: bool = True
     ) -> None:
+        least = 4 if bidirectional else 2
+        if buckets < least:
+            raise SpecError(f"buckets={buckets} can't tell distances apart; {least} are the least")
+        if max_distance <= buckets // least:
+            told = (
+                f"max_distance={max_distance} lies within the {buckets // least} distances with a bucket of their own"
+            )
+            raise SpecError(f"{told}; set it above them")
         super().__init__()
         self.buckets, self.max_distance, self.bidirectional = buckets, max_distance, bidirectional
         self.table = nn.Embedding(buckets, heads)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mlplatform.context import Cache, Context, Output
 from mlplatform.errors import DataError
-from mlplatform.models.assemblies import add_loss, choose_head
+from mlplatform.models.assemblies import add_loss, choose_head, head_loss
 from mlplatform.registry import Named, Natural, OneOf, Spec, block
 
 DECODER = "decoder_"
@@ -90,7 +90,7 @@ class EncoderDecoder(nn.Module):
             if labels is None or logits:
                 out.update(self.head(x, context))
             if labels is not None:
-                add_loss(out, *self.head.loss(x, labels, context))
+                add_loss(out, *head_loss(self.head, x, labels, context))
         return out
 
     @property

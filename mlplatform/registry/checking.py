@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -62,7 +63,19 @@ def _check_names(data: Mapping[str, Any], kind: Kind, path: str) -> Problems:
             yield join(path, name), f"{kind.name} has no field '{name}'{near}; it has {listing(kind.fields, 30)}"
     for name, field in kind.fields.items():
         if data.get(name) == "???" or (field.required and name not in data):
-            yield join(path, name), f"{kind.name} needs '{name}' ({field.text})"
+            yield join(path, name), f"{kind.name} needs '{name}' ({_words(field.text)})"
+
+
+def _words(text: str) -> str:
+    """Return an annotation for a message: `Annotated[Spec, 'mlp']` is a block of a group."""
+    meant = {
+        "Spec": "a block of group {}",
+        "Exceptions": "changes of layers",
+        "Named": "a mapping of names to {} blocks",
+    }
+    return re.sub(
+        r"Annotated\[(\w+), '(\w+)'\]", lambda found: meant.get(found[1], "a name among {}").format(found[2]), text
+    )
 
 
 def _check_value(value: Any, annotation: Any, siblings: Mapping[str, Any], kind: Kind, path: str) -> Problems:

@@ -9,10 +9,10 @@ from mlplatform.errors import SpecError
 
 
 def merge(base: Any, over: Any) -> Any:
-    """Lay `over` on `base`: mappings merge, a mapping that states another `kind` replaces, all else replaces."""
+    """Lay `over` on `base`: mappings merge; another `kind` or `_target_` replaces, as all else does."""
     if not (isinstance(base, Mapping) and isinstance(over, Mapping)):
         return over
-    if "kind" in over and over["kind"] != base.get("kind"):
+    if any(name in over and over[name] != base.get(name) for name in ("kind", "_target_")):
         return dict(over)
     merged = dict(base)
     for key, value in over.items():

@@ -10,6 +10,7 @@ import torch
 
 from mlplatform.blocks.position_bias import Alibi, RelativeBuckets
 from mlplatform.context import Cache, Context
+from mlplatform.errors import SpecError
 
 
 def bucket(distance: int, buckets: int, furthest: int, bidirectional: bool) -> int:
@@ -35,6 +36,21 @@ def test_buckets(bidirectional: bool, buckets: int, furthest: int) -> None:
     distances = [d for d in range(-200, 201) if abs(d) not in (16, 32, 64, 128)]  # where fp32 and fp64 may round apart
     got = block.bucket(torch.tensor(distances)).tolist()
     assert got == [bucket(d, buckets, furthest, bidirectional) for d in distances]
+
+
+@pytest.mark.parametrize(
+    ("buckets", "furthest", "bidirectional", "said"),
+    [
+        (1, 128, False, "buckets=1 can't tell distances apart; 2 are the least"),
+        (3, 128, True, "buckets=3 can't tell distances apart; 4 are the least"),
+        (32, 16, False, "max_distance=16 lies within the 16 distances with a bucket of their own; set it above them"),
+        (32, 8, True, "max_distance=8 lies within the 8 distances"),
+    ],
+)
+def test_buckets_that_are_none(buckets: int, furthest: int, bidirectional: bool, said: str) -> None:
+    with pytest.raises(SpecError, match=said):
+        RelativeBuckets(3, buckets=buckets, max_distance=furthest, bidirectional=bidirectional)
+    RelativeBuckets(3, buckets=max(buckets, 4), max_distance=furthest + 1, bidirectional=bidirectional)
 
 
 @pytest.mark.parametrize("past", [0, 3])

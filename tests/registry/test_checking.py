@@ -58,7 +58,7 @@ ROWS: list[tuple[str, Any, str, str]] = [
     ("trunk.dim", ..., "", "transformer needs 'dim' (Positive)"),
     ("trunk.dim", "???", "", "transformer needs 'dim' (Positive)"),
     ("trunk.final_norm", "???", "", "transformer needs 'final_norm' (bool | Literal['every'])"),
-    ("trunk", ..., "", "single_tower needs 'trunk'"),
+    ("trunk", ..., "", "single_tower needs 'trunk' (a block of group trunk)"),
     ("trunk.layer.mlp.dim", 64, "", "'dim' of gated_mlp is set by what holds it; delete it here"),
     ("trunk.norm.dim", 64, "", "'dim' of rms_norm is set by what holds it; delete it here"),
     ("trunk.dim", 0, "", "0 is not allowed: it should be greater than or equal to 1"),
@@ -227,6 +227,9 @@ def test_merge_by_kind() -> None:
     assert merge(base, {"kind": "mlp", "bias": True}) == {"kind": "mlp", "bias": True}
     assert merge(base, {"inner": {"a": 3}})["inner"] == {"a": 3, "b": 2}
     assert merge(base, {"inner": None})["inner"] is None
+    assert merge(base, {"_target_": "torch.optim.SGD", "lr": 3}) == {"_target_": "torch.optim.SGD", "lr": 3}
+    assert merge({"_target_": "torch.optim.SGD"}, {"kind": "adamw"}) == {"kind": "adamw"}
+    assert merge({"_target_": "torch.optim.SGD", "lr": 3}, {"lr": 4}) == {"_target_": "torch.optim.SGD", "lr": 4}
     assert merge(base, None) is None
     assert merge(None, base) == base
     assert merge([1, 2], [3]) == [3]
