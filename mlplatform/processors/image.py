@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -136,8 +136,9 @@ class ImageProcessor:
                 one, or images that end up with different sizes.
         """
         batch = isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4
-        several = images if batch or (isinstance(images, Sequence) and not isinstance(images, str)) else [images]
-        if not len(several):
+        listed = isinstance(images, Sequence) and not isinstance(images, str)
+        several = list(cast(Iterable[Picture], images)) if batch or listed else [images]
+        if not several:
             raise DataError("no images were given")
         made = [self._one(image, number) for number, image in enumerate(several)]
         done: dict[str, Tensor] = {}
