@@ -137,7 +137,7 @@ class ImageProcessor:
         """
         batch = isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4
         listed = isinstance(images, Sequence) and not isinstance(images, str)
-        several = list(cast(Iterable[Picture], images)) if batch or listed else [images]
+        several = list(cast(Iterable[Picture], images)) if batch or listed else [cast(Picture, images)]
         if not several:
             raise DataError("no images were given")
         made = [self._one(image, number) for number, image in enumerate(several)]
