@@ -1,6 +1,7 @@
 """Forward passes beside transformers: the same weights and inputs in fp32, one thread and two.
 
     python benchmarks/forward.py [CASE ...]     # default: all
+    python benchmarks/forward.py --products     # a mixture beside its matrix products alone, the least it takes
 
 Ours are loaded from what transformers saved, and their outputs are compared before anything is timed.
 """
@@ -94,6 +95,27 @@ def moe_backward() -> Pair:
     return lambda: run(ours), lambda: run(theirs)
 
 
+def products_table(rounds: int) -> None:
+    """Print both mixtures' times as multiples of their experts' matrix products, tokens spread evenly."""
+    ours, theirs, x = moe_layers()
+    matrices = [m.detach() for m in (ours.experts.gate, ours.experts.up, ours.experts.down)]
+    rows = torch.randn(8, 1024, 512)
+
+    def products() -> None:
+        for part, gate, up, down in zip(rows, *matrices, strict=True):
+            part @ up.t()
+            (part @ gate.t()) @ down.t()
+
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        for name, layer in (("ours", ours), ("theirs", theirs)):
+            ratio, alone, whole = paired(products, lambda layer=layer: layer(x), rounds)
+            print(
+                f"{name:8} {threads} threads: {whole:.3f} s, {ratio:.2f}x of its products alone ({alone:.3f} s)",
+                flush=True,
+            )
+
+
 def first(output: Tensor | tuple[Tensor, ...]) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
@@ -112,7 +134,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--products", action="store_true")
     arguments = parser.parse_args()
+    if arguments.products:
+        return products_table(arguments.rounds)
     print(f"{'case':22} {'threads':>7} {'ours s':>8} {'theirs s':>8} {'speed-up':>9} {'largest difference':>19}")
     for name in arguments.cases or CASES:
         ours, theirs = CASES[name]()
