@@ -1,0 +1,123 @@
+"""What counting reaches on a run's own held-out targets, in nats per target: the bar for a trained model's loss.
+
+    python scripts/baselines.py [OVERRIDES]
+
+The overrides are those of `mlplatform train`: `recipes=bert_masked`. Counted are the labels its own collator makes of
+the train split (one epoch), scored those of the validation split, each from what the model sees beside it:
+
+    masked tokens   nothing; the token to the left; the tokens to the left and to the right
+    written tokens  nothing; the label before; the two labels before
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlplatform.cli.compose import compose
+from mlplatform.data.collate import IGNORED, Batch, Row
+from mlplatform.data.module import DataModule
+from mlplatform.errors import PlatformError
+from mlplatform.registry import Spec
+
+Codes = NDArray[np.int64]
+ROWS = 256
+
+
+def split_targets(data: DataModule, split: str) -> tuple[Codes, Codes, Codes]:
+    """Return (labels, nearer neighbour, farther neighbour) of every target of a split, as the model meets them."""
+    rows = data.train_rows if split == "train" else data.validation_rows
+    seed = data.seed if split == "train" else 0
+    found = []
+    for start in range(0, len(rows), ROWS):
+        numbers = range(start, min(start + ROWS, len(rows)))
+        batch = data.collator([Row(rows.row(n, seed, 0), seed, 0, n) for n in numbers])
+        found.append(neighbours(batch))
+    labels, near, far = (np.concatenate(part) for part in zip(*found, strict=True))
+    return labels, near, far
+
+
+def neighbours(batch: Batch) -> tuple[Codes, Codes, Codes]:
+    """Return a batch's targets, each with two tokens the model may look at; -1 stands outside the row.
+
+    Where the labels are the inputs themselves or a decoder's: the two before. Where tokens were hidden: the inputs to
+    the left and to the right.
+    """
+    labels, inputs = batch["labels"].numpy(), batch["input_ids"].numpy()
+    written = labels.shape != inputs.shape or bool((inputs == labels)[labels != IGNORED].all())
+    seen = labels if written else inputs
+    edge = np.full((len(labels), 2), -1)
+    around = np.concatenate([edge, np.where(seen == IGNORED, -1, seen), edge], 1)
+    length, chosen = labels.shape[1], labels != IGNORED
+    left, second = around[:, 1 : 1 + length], around[:, :length] if written else around[:, 3 : 3 + length]
+    return labels[chosen], left[chosen], second[chosen]
+
+
+def cross_entropies(train: Sequence[Codes], held_out: Sequence[Codes], words: int) -> list[float]:
+    """Return nats per target for contexts of 0, 1 and 2 neighbours, by Witten-Bell interpolation.
+
+    p_k(w | c) = (n(c w) + t(c) p_{k-1}(w | c')) / (n(c) + t(c)), with t(c) the number of different targets seen with c
+    and p_{-1} = 1 / words (Witten and Bell 1991, doi:10.1109/18.87000).
+    """
+    found = np.full(len(held_out[0]), 1 / words)
+    results = []
+    for order in range(len(train)):
+        known, wanted = (_contexts(part, order, words) for part in (train, held_out))
+        contexts, counts = np.unique(known, return_counts=True)
+        pairs, pair_counts = np.unique(known * words + train[0], return_counts=True)
+        owners, kinds = np.unique(pairs // words, return_counts=True)
+        n = _look_up(pairs, pair_counts, wanted * words + held_out[0])
+        total, different = _look_up(contexts, counts, wanted), _look_up(owners, kinds, wanted)
+        found = np.where(total > 0, (n + different * found) / np.maximum(total + different, 1), found)
+        results.append(float(-np.log(found).mean()))
+    return results
+
+
+def _contexts(part: Sequence[Codes], order: int, words: int) -> Codes:
+    codes = np.zeros(len(part[0]), dtype=np.int64)
+    for neighbour in part[1 : 1 + order]:
+        codes = codes * (words + 1) + neighbour + 1
+    return codes
+
+
+def _look_up(keys: Codes, values: Codes, wanted: Codes) -> Codes:
+    place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return np.where(keys[place] == wanted, values[place], 0)
+
+
+def of_run(overrides: Iterable[str]) -> tuple[list[float], int, int]:
+    """Return the cross-entropies for a run's config, and the numbers of targets counted and scored."""
+    result = compose("train", list(overrides)).check()
+    with result.located():
+        experiment = Spec.of({**result.config, "teacher": None, **_taught(result.config)}, "run").build()
+        data = experiment.prepare(experiment.check())
+    train, held_out = split_targets(data, "train"), split_targets(data, "validation")
+    return cross_entropies(train, held_out, data.tokenizer.vocab_size), len(train[0]), len(held_out[0])
+
+
+def _taught(config: dict[str, object]) -> dict[str, object]:
+    """A student is scored as its objective is."""
+    task = config["task"]
+    return {"task": task["objective"]} if isinstance(task, dict) and "objective" in task else {}
+
+
+def report(overrides: Sequence[str], say: Callable[[str], None] = print) -> None:
+    """Print the table."""
+    started = time.monotonic()
+    nats, counted, scored = of_run(overrides)
+    say(f"{counted:,} targets counted, {scored:,} held out\nneighbours  nats per target")
+    for order, value in enumerate(nats):
+        say(f"{order:10d}  {value:.3f}")
+    say(f"{time.monotonic() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    try:
+        report(sys.argv[1:])
+    except PlatformError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
