@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mlplatform.processors.tokenizer import Tokenizer
 
 
-RUN_NAME = re.compile(r"^last$|(^|/)\d{4}-\d\d-\d\d_\d{6}(-\d+)?$")
+RUN_NAME = re.compile(r"(^|/)last$|(^|/)\d{4}-\d\d-\d\d_\d{6}(-\d+)?$")
 
 
 class Families:
@@ -51,8 +51,8 @@ class Families:
         return [n for n in names if WeightRules(weight_rules(self.compose(n), False, every_head=True)).knows(tensor)]
 
 
-def folder_of(source: str | Path, **hub: Any) -> Path:
-    """Return the folder of a source: itself, a run by its name under outputs/, or where the files of a Hub id are.
+def folder_of(source: str | Path, outputs: Path = Path("outputs"), **hub: Any) -> Path:
+    """Return the folder of a source: itself, a run by its name under `outputs`, or where the files of a Hub id are.
 
     Raises RunError or CheckpointError when there is none.
     """
@@ -62,7 +62,7 @@ def folder_of(source: str | Path, **hub: Any) -> Path:
     folder = Path(source).expanduser()
     if folder.exists():
         return folder
-    return find(str(source), Path("outputs")) if RUN_NAME.search(str(source)) else fetch(str(source), **hub)
+    return find(str(source), outputs) if RUN_NAME.search(str(source)) else fetch(str(source), **hub)
 
 
 def load(
@@ -88,14 +88,16 @@ def load(
     return load_folder(folder, shelf.find, device=device, dtype=dtype, head=head, others=shelf.knowing)
 
 
-def with_teacher(config: dict[str, Any], config_dirs: Iterable[str | Path] = ()) -> dict[str, Any]:
-    """Return a run's config with the teacher's folder found and, where it is Hugging Face's, its YAML filled in."""
-    teacher = config.get("teacher")
+def with_sources(config: dict[str, Any], config_dirs: Iterable[str | Path] = ()) -> dict[str, Any]:
+    """Return a run's config with what it stands on found: runs by their names, and the YAML of a teacher of HF's."""
+    start, teacher = config.get("init_from"), config.get("teacher")
+    if start and RUN_NAME.search(start):
+        config = {**config, "init_from": str(folder_of(start, Path(config.get("outputs", "outputs"))))}
     if not teacher or teacher.get("model"):
         return config
     from mlplatform.interop.checkpoint_files import read_json
 
-    folder = folder_of(teacher["source"])
+    folder = folder_of(teacher["source"], Path(config.get("outputs", "outputs")))
     found = {**teacher, "source": str(folder)}
     if not (folder / "run.json").is_file():
         found["model"] = Families(config_dirs).find(read_json(folder / "config.json"))

@@ -49,10 +49,10 @@ def runnable(result: Composed, arguments: Arguments) -> dict[str, Any]:
 
 
 def whole(result: Composed, arguments: Arguments) -> dict[str, Any]:
-    """Return the config with what stands in a teacher's folder filled in."""
-    from mlplatform.cli.pretrained import with_teacher
+    """Return the config with the runs it stands on found."""
+    from mlplatform.cli.pretrained import with_sources
 
-    return with_teacher(result.config, arguments.options.get("config-dir", ()))
+    return with_sources(result.config, arguments.options.get("config-dir", ()))
 
 
 def sizes(arguments: Arguments) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -55,7 +55,7 @@ def runs_in(outputs: Path) -> list[Path]:
 
 
 def find(name: str | None, outputs: Path) -> Path:
-    """Return a run's folder: a path, `last`, `experiment/date_time`, or the date_time alone.
+    """Return a run's folder: a path, `last`, `experiment/last`, `experiment/date_time`, or the date_time alone.
 
     Raises:
         RunError: there is none of that name, with the nearest.
@@ -65,8 +65,10 @@ def find(name: str | None, outputs: Path) -> Path:
     there = runs_in(outputs)
     if not there:
         raise RunError(f"{outputs}: no runs yet; `mlplatform train` makes one")
-    if name in (None, "last"):
-        return max(there, key=lambda p: (p / RECORD).stat().st_mtime)
+    experiment, _, last = (name or "last").rpartition("/")
+    newest = [p for p in there if last == "last" and (not experiment or p.parent == outputs / experiment)]
+    if newest:
+        return max(newest, key=lambda p: (p / RECORD).stat().st_mtime)
     fitting = [p for p in there if str(p.relative_to(outputs)) == name or p.name == name]
     if len(fitting) == 1:
         return fitting[0]

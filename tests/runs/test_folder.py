@@ -69,6 +69,9 @@ def test_runs_are_found_by_path_name_and_last(tmp_path: Path) -> None:
     assert find("default/2026-11-23_120000", tmp_path) == old
     assert find("2026-11-23_130000", tmp_path) == new
     assert find("last", tmp_path) == find(None, tmp_path) == new
+    assert find(f"{old.parent.name}/last", tmp_path).parent == old.parent
+    with pytest.raises(RunError, match="no run 'nothing/last' under"):
+        find("nothing/last", tmp_path)
 
 
 def test_a_run_that_is_not_there_gets_its_nearest(tmp_path: Path) -> None:

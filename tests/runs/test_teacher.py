@@ -15,6 +15,7 @@ from mlplatform.cli.main import main
 from mlplatform.errors import CheckpointError, DataError, SpecError
 from mlplatform.models import build
 from mlplatform.registry import Spec
+from mlplatform.runs.config_file import read_config
 from mlplatform.runs.experiment import Experiment
 from mlplatform.runs.launch import start
 from mlplatform.runs.teacher import Teacher
@@ -127,3 +128,13 @@ def test_a_folder_of_theirs_needs_its_yaml(tmp_path: Path) -> None:
         Teacher(source=str(tmp_path)).load()
     with pytest.raises(CheckpointError, match="no such folder"):
         Teacher(source=str(tmp_path / "nowhere")).load()
+
+
+def test_a_run_is_found_by_the_name_of_its_experiment(tmp_path: Path) -> None:
+    first = finished(tmp_path, "experiment=first", "trainer.max=2 steps")
+    small = [*SMALL, "data=jsonl", f"data.path={scenes(tmp_path)}", "data.validation=0.2", "trainer.max=2 steps"]
+    start_from = [f"outputs={tmp_path / 'outputs'}", "init_from=first/last", "teacher.source=first/last"]
+    assert main(["train", *small, *start_from, *STUDENT, "experiment=second"]) == 0
+    (second,) = (tmp_path / "outputs/second").iterdir()
+    config = read_config(second)
+    assert config["init_from"] == config["teacher"]["source"] == str(first.resolve())
