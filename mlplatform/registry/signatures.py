@@ -1,16 +1,18 @@
 """Reads the signatures of registered classes and functions from their source, without importing them.
 
-Importing a block means importing torch (1.6 s here); reading all signatures with `ast` takes some 50 ms, so a config
-is checked in full before anything heavy starts. A test compares what is read here with `inspect.signature`.
+Importing a block means importing torch (1.6 s here); reading a file with `ast` takes a millisecond or two, and only the
+files of the kinds a config names are read, so it is checked in full before anything heavy starts. A test compares what
+is read here with `inspect.signature`.
 """
 
 from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -81,39 +83,65 @@ def use_plugins(packages: list[str]) -> None:
             raise SpecError(f"plugins: no package '{package}' is installed")
         if package not in _plugins:
             _plugins.append(package)
-            kinds.cache_clear()
+            forget()
 
 
-@lru_cache(maxsize=1)
+def forget() -> None:
+    """Read the sources anew from here on."""
+    _files.cache_clear()
+    _read.cache_clear()
+
+
 def kinds() -> dict[str, Kind]:
     """Return every registered kind by `group/kind`."""
-    found: dict[str, Kind] = {}
-    for module, file in _sources():
-        source = file.read_text(encoding="utf-8")
-        if "@block(" not in source:
-            continue
-        try:
-            tree = ast.parse(source)
-        except (SyntaxError, ValueError) as error:
-            raise SpecError(f"{file} can't be read as Python: {error}") from None
-        for kind in _kinds_in(tree, module, file):
-            key = f"{kind.group}/{kind.name}"
-            if key in found:
-                raise SpecError(f"'{key}' is registered in {found[key].file} and in {file}")
-            found[key] = kind
-    return found
+    return {key: _read(module, file)[key] for key, (module, file) in _files().items()}
 
 
 def lookup(name: object, group: str) -> Kind:
-    """Return the kind of that name in the group; SpecError with the nearest name when there is none."""
-    if f"{group}/{name}" in kinds():
-        return kinds()[f"{group}/{name}"]
-    fitting = sorted(kind.name for kind in kinds().values() if kind.group == group)
-    others = [kind.group for kind in kinds().values() if kind.name == name]
+    """Return the kind of that name in the group; SpecError with the nearest name when there is none.
+
+    Only the file the kind stands in is read as Python.
+    """
+    key, files = f"{group}/{name}", _files()
+    if key in files:
+        return _read(*files[key])[key]
+    fitting = sorted(other.partition("/")[2] for other in files if other.startswith(f"{group}/"))
+    others = [other.partition("/")[0] for other in files if other.endswith(f"/{name}")]
     there = f"there are {listing(fitting, 40)}"
     if others:
         raise SpecError(f"'{name}' is a {others[0]}, not a {group}; {there}")
     raise SpecError(f"no {group} '{name}'{did_you_mean(str(name), fitting)}; {there}")
+
+
+@cache
+def _files() -> dict[str, tuple[str, Path]]:
+    """Return the module and the file of every `group/kind`, found as text where the decorator's line is plain."""
+    found: dict[str, tuple[str, Path]] = {}
+    for module, file in _sources():
+        source = file.read_text(encoding="utf-8")
+        marks = len(re.findall(r"^@block\(", source, re.MULTILINE))
+        keys = re.findall(r"""^@block\(["']([^"'\\/]+/[^"'\\/]+)["']\)$""", source, re.MULTILINE)
+        for key in keys if len(keys) == marks else _read(module, file):
+            if key in found:
+                raise SpecError(f"'{key}' is registered in {found[key][1]} and in {file}")
+            found[key] = (module, file)
+    return found
+
+
+@cache
+def _read(module: str, file: Path) -> dict[str, Kind]:
+    """Return the kinds of one file by `group/kind`."""
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+    except (SyntaxError, ValueError) as error:
+        raise SpecError(f"{file} can't be read as Python: {error}") from None
+    found: dict[str, Kind] = {}
+    for kind in _kinds_in(tree, module, file):
+        key = f"{kind.group}/{kind.name}"
+        if key in found:
+            raise SpecError(f"'{key}' is registered twice in {file}")
+        found[key] = kind
+    return found
 
 
 def _sources() -> Iterator[tuple[str, Path]]:

@@ -167,7 +167,7 @@ def test_a_users_family_and_block_are_described(tmp_path: Path, monkeypatch: pyt
         "    def forward(self, x):\n        return x @ self.w * self.gain\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    from mlplatform.registry import kinds, use_plugins
+    from mlplatform.registry import signatures, use_plugins
     from mlplatform.registry.signatures import _plugins
 
     use_plugins(["outside"])
@@ -183,7 +183,7 @@ def test_a_users_family_and_block_are_described(tmp_path: Path, monkeypatch: pyt
         assert told.forward_flops[0] == 2 * per_layer
     finally:
         _plugins.clear()
-        kinds.cache_clear()
+        signatures.forget()
 
 
 def test_what_is_wrong_is_said() -> None:

@@ -97,7 +97,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
     signatures._plugins.clear()
-    kinds.cache_clear()
+    signatures.forget()
 
 
 def only(text: str, file: Path) -> Kind:
