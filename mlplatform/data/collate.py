@@ -29,7 +29,7 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Row:
-    """The arrays of one sequence, and which sample it is: `number` -1 is a filler without text."""
+    """The arrays of one row, and which sample it is: `number` -1 is a filler, a row given again."""
 
     arrays: Arrays
     seed: int

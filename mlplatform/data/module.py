@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from mlplatform.data.collate import Batch, Collator, Row, trained_share
+from mlplatform.data.collate import Batch, Row
+from mlplatform.data.material import Material
 from mlplatform.data.order import GlobalBatches, Sample, in_turn
-from mlplatform.data.packing import Rows, emptied, rows
-from mlplatform.data.sources import Source
-from mlplatform.data.tokens import Store, tokenised
+from mlplatform.data.packing import Rows
 from mlplatform.errors import DataError, SpecError
-from mlplatform.processors.tokenizer import Tokenizer
 from mlplatform.registry import Natural, Positive, Spec, block
 
-log = logging.getLogger(__name__)
+Collates = Callable[[list[Row]], Batch]
+FILLER = torch.ones(())
 ENDLESS = 2**31 - 1
 """The length a train loader states. Lightning reads one batch ahead of a loader without a length, and the state would
 then count a batch that was not trained on."""
@@ -27,14 +25,14 @@ then count a batch that was not trained on."""
 
 @block("batch/rows")
 class BatchShape:
-    """How many sequences go into one optimizer step, and how they are laid out.
+    """How many sequences go into one optimizer step, and how they are laid out. Of records, each is one sequence.
 
     Args:
         sequences: sequences of one optimizer step, over all ranks and micro-batches.
         micro: sequences of one forward pass of one rank, at most.
         length: tokens of a sequence, at most.
-        layout: `packed` puts documents one after the other and keeps them apart by `document_ids`; `padded` gives each
-            document its own rows.
+        layout: of documents: `packed` puts one after the other and keeps them apart by `document_ids`; `padded` gives each
+            its own rows.
         workers: processes that read ahead; 0 reads in the training process.
         timeout: seconds after which a silent worker is an error.
     """
@@ -56,53 +54,50 @@ class BatchShape:
 
 
 class DataModule(L.LightningDataModule):
-    """Train and validation batches of one source.
+    """Train and validation batches of one run's data.
 
     An item of the train loader is all one rank does in one optimizer step: a list of micro-batches. An item of the
-    validation loader is one micro-batch. The keys of a batch are those of collate.py.
+    validation loader is one micro-batch. The keys of a batch are those of collate.py, or of the task's examples.
 
     Args:
-        data: the source. batch: a `batch` spec. collator: the task's, from `task.collator(tokenizer, length)`.
+        material: the source with its tools (material.py). batch: a `batch` spec.
+        collator: makes a micro-batch of rows: the task's collator or its examples.
         seed: orders the samples. rank, world: which part of each global batch is this process's.
     """
 
-    def __init__(
-        self,
-        data: Spec | Source,
-        tokenizer: Tokenizer,
-        batch: Spec,
-        collator: Collator,
-        seed: int,
-        rank: int,
-        world: int,
-    ) -> None:
+    def __init__(self, material: Material, batch: Spec, collator: Collates, seed: int, rank: int, world: int) -> None:
         super().__init__()
-        self.source: Source = data.build() if isinstance(data, Spec) else data
-        self.tokenizer, self.collator, self.seed, self.rank, self.world = tokenizer, collator, seed, rank, world
+        self.material, self.collator, self.seed, self.rank, self.world = material, collator, seed, rank, world
         self.shape: BatchShape = batch.build()
         if self.shape.sequences % world:
             told = f"{batch.path or 'batch'}.sequences={self.shape.sequences} is not a multiple of the {world} ranks"
             raise SpecError(f"{told}; the next is {-(-self.shape.sequences // world) * world}")
-        self.store: Store | None = None
+        self.splits: Mapping[str, Rows] = {}
         self.loader: TrainLoader | None = None
 
     def setup(self, stage: str | None = None) -> None:
-        """Tokenise the source, or find its tokens in the cache, and lay both splits out as rows.
+        """Lay every split out as rows.
 
         Raises:
             DataError: unreadable data, an empty split, too little text, or rows with no (or only) targets.
         """
-        if self.store is not None:
+        if self.splits:
             return
-        store = tokenised(self.source, self.tokenizer)
-        if store.skipped:
-            log.warning("%d bad rows left out: %s", sum(store.skipped.values()), store.skipped)
-        shape, filler = self.shape, self.tokenizer.filler
-        layout = (shape.layout, shape.length, self.collator.overlap, filler)
-        self.train_rows, self.validation_rows = rows(store.train, *layout), rows(store.validation, *layout)
+        self.splits = self.material.splits(self.shape, self.collator)
         self.loader = TrainLoader(self)
-        self.store = store
-        trained_share(self.first_rows(min(32, len(self.train_rows))))
+        self.material.check(self.first_rows(min(32, len(self.train_rows))))
+
+    @property
+    def train_rows(self) -> Rows:
+        """The rows that are trained on."""
+        self.setup()
+        return self.splits["train"]
+
+    @property
+    def validation_rows(self) -> Rows:
+        """The rows that are held out."""
+        self.setup()
+        return self.splits["validation"]
 
     def first_rows(self, count: int) -> Batch:
         """Return the first `count` rows of training as one micro-batch."""
@@ -116,51 +111,41 @@ class DataModule(L.LightningDataModule):
         return self.loader
 
     def val_dataloader(self) -> list[Any] | DataLoader[Batch]:
-        """Return the loader of this rank's validation micro-batches, in fixed order; none without such a split."""
+        """Return the loader of this rank's validation micro-batches; none without such a split."""
+        return self.held_out("validation")
+
+    def held_out(self, split: str) -> list[Any] | DataLoader[Batch]:
+        """Return the loader of this rank's micro-batches of any split, each row once, in fixed order.
+
+        A micro-batch has the key `numbers`, its rows' numbers in the split. One that only evens out the ranks has the
+        key `filler`: it goes through the model and counts for nothing.
+        """
         self.setup()
-        count = len(self.validation_rows)
-        if count == 0:
+        rows = self.splits.get(split)
+        if not rows:
             return []
-        turns = in_turn(count, self.shape.micro, self.rank, self.world)
-        reader = _Reader(self.validation_rows, 0)
         return DataLoader(
-            reader,
-            batch_sampler=turns,  # type: ignore[arg-type]
-            collate_fn=self.collator,
+            _Reader(rows, 0),
+            batch_sampler=in_turn(len(rows), self.shape.micro, self.rank, self.world),  # type: ignore[arg-type]
+            collate_fn=_HeldOut(self.collator),
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),
         )
 
     @property
-    def samples_per_epoch(self) -> int:
-        """Sequences in one epoch; `sequences` of them make one optimizer step."""
-        self.setup()
-        return len(self.train_rows)
+    def tokenizer(self) -> Any:
+        """The run's tokenizer, None where it has none."""
+        return self.material.tokenizer
 
     @property
-    def bytes_per_token(self) -> float:
-        """UTF-8 bytes of text a train token stands for on average: bits per byte = loss / ln 2 / this."""
-        self.setup()
-        assert self.store is not None
-        return self.store.train.bytes / (len(self.store.train) - self.store.train.documents)
+    def samples_per_epoch(self) -> int:
+        """Sequences in one epoch; `sequences` of them make one optimizer step."""
+        return len(self.train_rows)
 
     def record(self) -> dict[str, Any]:
         """Return what the run record keeps about the data."""
         self.setup()
-        assert self.store is not None
-        splits = {
-            name: {"documents": split.documents, "tokens": len(split), "bytes": split.bytes}
-            for name, split in (("train", self.store.train), ("validation", self.store.validation))
-        }
-        return {
-            **splits,
-            "samples_per_epoch": self.samples_per_epoch,
-            "bytes_per_token": round(self.bytes_per_token, 4),
-            "vocabulary": self.tokenizer.vocab_size,
-            "fingerprint": self.source.fingerprint(),
-            "skipped_rows": self.store.skipped,
-            "cache": str(self.store.folder),
-        }
+        return {**self.material.record(), "samples_per_epoch": self.samples_per_epoch}
 
     def state_dict(self) -> dict[str, int]:
         """Return how many sequences the run has consumed, over all ranks."""
@@ -206,7 +191,7 @@ class TrainLoader:
             if not str(error).startswith("DataLoader"):
                 raise
             why = str(error).splitlines()[0]
-            raise DataError(f"{data.source.name}: a data worker died or hung: {why}; try batch.workers=0") from None
+            raise DataError(f"{data.material.name}: a data worker died or hung: {why}; try batch.workers=0") from None
 
     def state_dict(self) -> dict[str, int]:
         """Return `{"consumed": sequences}`."""
@@ -225,8 +210,20 @@ class _Reader(Dataset[Row]):
         return _row(self.split, sample, self.seed)
 
 
+class _HeldOut:
+    """Makes a held-out micro-batch: fillers are left out, unless it has nothing else."""
+
+    def __init__(self, collator: Collates) -> None:
+        self.collator = collator
+
+    def __call__(self, rows: list[Row]) -> Batch:
+        real = [row for row in rows if row.number >= 0]
+        batch = self.collator(real or rows)
+        return {**batch, "numbers": torch.tensor([row.number for row in real])} if real else {**batch, "filler": FILLER}
+
+
 class _MicroBatches:
-    def __init__(self, collator: Collator, micro: int) -> None:
+    def __init__(self, collator: Collates, micro: int) -> None:
         self.collator, self.micro = collator, micro
 
     def __call__(self, step: list[Row]) -> list[Batch]:
@@ -234,6 +231,5 @@ class _MicroBatches:
 
 
 def _row(split: Rows, sample: Sample, seed: int) -> Row:
-    if sample.number is None:
-        return Row(emptied(split.row(0, seed, 0), split.filler), seed, sample.epoch, -1)
-    return Row(split.row(sample.number, seed, sample.epoch), seed, sample.epoch, sample.number)
+    number = -1 if sample.number is None else sample.number
+    return Row(split.row(max(number, 0), seed, sample.epoch), seed, sample.epoch, number)

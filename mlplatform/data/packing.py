@@ -7,7 +7,7 @@ alone (masked LM).
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +18,11 @@ from mlplatform.errors import DataError
 IGNORED = -100
 """The label of a token that is no target."""
 
-Arrays = dict[str, NDArray[np.int64]]
+Arrays = dict[str, NDArray[Any]]
 
 
 class Rows(Protocol):
-    """A split as numbered rows. `filler` is the token that pads them."""
-
-    filler: int
+    """A split as numbered rows."""
 
     def __len__(self) -> int:
         """The number of rows in an epoch."""
@@ -97,7 +95,7 @@ class Padded:
     """
 
     def __init__(self, tokens: Tokens, length: int, overlap: int, filler: int) -> None:
-        self.tokens, self.overlap, self.filler = tokens, overlap, filler
+        self.tokens, self.overlap = tokens, overlap
         self.stride = length - 1 if overlap else length - 2
         inner = np.diff(tokens.offsets) - (1 if overlap else 2)
         self.ends = np.cumsum(np.maximum(1, -(-inner // self.stride)))
@@ -138,11 +136,6 @@ def padded(row: Arrays, length: int, filler: int) -> Arrays:
         name: np.pad(array, (0, length - len(array)), constant_values=blank.get(name, 0)).astype(np.int64)
         for name, array in row.items()
     }
-
-
-def emptied(row: Arrays, filler: int) -> Arrays:
-    """Return a row of the same keys and length without text or target."""
-    return padded({name: array[:0] for name, array in row.items()}, len(row["input_ids"]), filler)
 
 
 def rows(tokens: Tokens, layout: str, length: int, overlap: int, filler: int) -> Rows:

@@ -1,4 +1,4 @@
-"""Which documents are held out: a function of the document's text alone."""
+"""Which documents and records are held out: a function of their content alone."""
 
 from __future__ import annotations
 
@@ -10,4 +10,9 @@ def is_validation(text: str, share: float) -> bool:
 
     Neither the order of documents nor what else is in the data matters, and equal documents fall on one side.
     """
-    return zlib.crc32(text.encode()) < share * 2**32
+    return drawn(text.encode()) < share
+
+
+def drawn(content: bytes) -> float:
+    """Return the number from 0 to 1 that some content draws: its CRC-32 as a share of all values."""
+    return zlib.crc32(content) / 2**32

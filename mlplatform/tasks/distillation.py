@@ -13,7 +13,7 @@ from mlplatform.data.collate import Collator
 from mlplatform.errors import CheckpointError, SpecError
 from mlplatform.models.trained import frozen_digest
 from mlplatform.registry import NonNegativeFloat, PositiveFloat, Spec, block
-from mlplatform.tasks.task import Batch, Task, check_fit, inputs_of, real_tokens
+from mlplatform.tasks.task import Batch, Task, check_fit, real_tokens
 
 
 @block("task/distillation")
@@ -107,7 +107,7 @@ class Distillation(Task):
 
     def learned(self, batch: Batch) -> Output:
         """Return the student's output whose `loss_sum` has all three terms in it."""
-        given = inputs_of(batch)
+        given = self.inputs(batch)
         every = bool(self.cosine) and self.layers == "every"
         out = self.model(**given, output_hidden_states=every)
         with torch.no_grad():

@@ -48,26 +48,37 @@ class Task(L.LightningModule):
     """
 
     attention = "causal"
-    """What the self-attention of the tower that reads the input must be: `causal` or `full`."""
+    """What the self-attention of the tower that reads the input must be: `causal`, `full` or `any`."""
     head_task = ""
     """What the model's head must be made for; empty for the task's own kind."""
     assembly = "single_tower"
     """`encoder_decoder` for a task whose labels a decoder writes."""
     layouts: tuple[str, ...] = ("packed", "padded")
     """The layouts of rows its batches can be made of."""
+    reads_records = False
+    """Whether it learns from records (record_task.py), not from a stream of documents."""
+    own_keys: tuple[str, ...] = ("num_bytes", "numbers", "filler")
+    """Keys of its batches that the task reads and the model does not get."""
+    monitor = "validation/loss"
+    """The metric by which the best checkpoint is chosen, unless the trainer names another."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.automatic_optimization = False
-        check_fit(self, model)
+        self.check_model(model)
         self.model = model
+        self.measures: dict[str, Any] = {}
         self.make_optimizer: Callable[[nn.Module], Optimizer] | None = None
         self.clip_norm: float | None = None
         self.figures = Figures(math.nan, math.nan, 0, 0)
         self._base = ""
 
+    def check_model(self, model: nn.Module) -> None:
+        """Raise SpecError when the task can't train a model. Tasks of other assemblies have one of their own."""
+        check_fit(self, model)
+
     def collator(self, tokenizer: Any, length: int) -> Collator:
-        """Return what makes a micro-batch of rows for this task.
+        """Return what makes a micro-batch of rows of documents for this task.
 
         Raises:
             DataError: the tokenizer lacks a token the task needs.
@@ -125,7 +136,7 @@ class Task(L.LightningModule):
 
     def learned(self, batch: Batch) -> Output:
         """Return the model's output of a micro-batch in training: `loss_sum` is minimised, `loss_count` its targets."""
-        return self.model(**inputs_of(batch), logits=False)
+        return self.model(**self.inputs(batch), logits=False)
 
     def gauges(self) -> dict[str, float]:
         """Return metrics of the model itself after a step, logged beside the loss."""
@@ -147,10 +158,41 @@ class Task(L.LightningModule):
             raise RunError(f"step {step}: {what}; lower optimizer.lr, lengthen the warmup or set trainer.clip_norm")
 
     def validation_step(self, batch: Batch) -> Tensor:
-        """Return (loss_sum, targets, bytes) of one micro-batch in fp64; bytes is 0 where the data doesn't say."""
-        out = self.model(**inputs_of(batch), logits=False)
+        """Return (loss_sum, targets, bytes) of one micro-batch in fp64; bytes is 0 where the data doesn't say.
+
+        A batch that only evens out the ranks goes through the model and counts for nothing.
+        """
+        out = self.scored(batch)
+        if "filler" in batch:
+            return torch.zeros(3, dtype=torch.float64, device=self.device)
+        self.observe(batch, out)
         size = batch.get("num_bytes", torch.zeros((), device=self.device))
         return torch.stack([out.loss_sum.double(), out.loss_count.double(), size.double()])
+
+    def scored(self, batch: Batch) -> Output:
+        """Return the model's output of a held-out micro-batch, with `loss_sum` and `loss_count`."""
+        return self.model(**self.inputs(batch), logits=False)
+
+    def observe(self, batch: Batch, out: Output) -> None:
+        """Add a held-out micro-batch to the `measures`."""
+
+    def inputs(self, batch: Batch) -> Batch:
+        """Return what the model is called with."""
+        return {name: tensor for name, tensor in batch.items() if name not in self.own_keys}
+
+    def begin_validation(self) -> None:
+        """Forget what the measures saw in an earlier pass."""
+        for measure in self.measures.values():
+            measure.to(self.device)
+            measure.reset()
+
+    def measured(self) -> dict[str, float]:
+        """Return what the measures say of a whole pass over all ranks, as `validation/NAME`."""
+        return {f"validation/{name}": float(measure.compute()) for name, measure in self.measures.items()}
+
+    def higher_is_better(self, metric: str) -> bool:
+        """Whether more of a metric (`validation/NAME`) is better; losses and what isn't known are better when lower."""
+        return bool(getattr(self.measures.get(metric.removeprefix("validation/")), "higher_is_better", False))
 
     @property
     def adapted(self) -> bool:
@@ -197,17 +239,13 @@ class Task(L.LightningModule):
         return self.trainer.strategy.reduce(tensor, reduce_op="sum")  # type: ignore[return-value]
 
 
-def inputs_of(batch: Batch) -> Batch:
-    """Return what the model is called with."""
-    return {name: tensor for name, tensor in batch.items() if name != "num_bytes"}
-
-
 def real_tokens(batch: Batch) -> Tensor:
-    """Return which positions are no padding (rows, length)."""
+    """Return which positions are no padding (rows, length); where there are no tokens, a row counts as one (rows,)."""
     for name in ("attention_mask", "document_ids"):
         if name in batch:
             return batch[name] > 0
-    return torch.ones_like(batch["labels"], dtype=torch.bool)
+    first = next(iter(batch.values()))
+    return torch.ones(len(first), dtype=torch.bool, device=first.device)
 
 
 def count_targets(labels: Tensor) -> Tensor:
@@ -225,7 +263,8 @@ def check_fit(task: Task, model: nn.Module) -> None:
     made_for, kind = getattr(head, "task", None), getattr(model, "kind", "model")
     seen = {"causal" if m.causal else "full" for m in (trunk or model).modules() if hasattr(m, "causal")}
     fits, written = made_for == (task.head_task or name), kind == "encoder_decoder"
-    if fits and written == (task.assembly == "encoder_decoder") and seen <= {task.attention}:
+    seen_alike = task.attention == "any" or seen <= {task.attention}
+    if fits and written == (task.assembly == "encoder_decoder") and seen_alike:
         return
     parts = f"head {getattr(head, 'kind', 'none')}, {' and '.join(sorted(seen)) or 'no'} attention"
     told = f"task={name} does not fit this {kind} ({parts})"

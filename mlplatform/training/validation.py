@@ -23,6 +23,7 @@ def validate(trainer: L.Trainer, task: Any, batches: Iterable[dict[str, Tensor]]
         DataError: the split has no target.
     """
     sums = torch.zeros(3, dtype=torch.float64, device=task.device)
+    task.begin_validation()
     task.eval()
     try:
         with trainer.precision_plugin.val_step_context():
@@ -35,4 +36,4 @@ def validate(trainer: L.Trainer, task: Any, batches: Iterable[dict[str, Tensor]]
         raise DataError(
             "the validation split has no target token; give it more text or set trainer.validate_every=null"
         )
-    return task.metrics(sums)
+    return {**task.metrics(sums), **task.measured()}

@@ -12,6 +12,7 @@ import pytest
 
 from mlplatform.data.collate import NextToken
 from mlplatform.data.files import SHIPPED
+from mlplatform.data.material import DocumentMaterial
 from mlplatform.data.module import DataModule
 from mlplatform.data.sources import JSONLines, Source
 from mlplatform.data.tokens import Store, tokenised
@@ -70,7 +71,7 @@ def make_module(source: Source, bpe: Tokenizer) -> Callable[..., DataModule]:
 
     def make(rank: int = 0, world: int = 1, seed: int = 3, tokenizer: Tokenizer = bpe, **batch: Any) -> DataModule:
         shape = Spec.of({"kind": "rows", "sequences": 8, "micro": 2, "length": 32, **batch}, "batch", "batch")
-        module = DataModule(source, tokenizer, shape, NextToken(tokenizer.filler), seed, rank, world)
+        module = DataModule(DocumentMaterial(source, tokenizer), shape, NextToken(tokenizer.filler), seed, rank, world)
         module.setup()
         return module
 

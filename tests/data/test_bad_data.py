@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mlplatform.data.collate import NextToken, Row, stack, trained_share
+from mlplatform.data.material import DocumentMaterial
 from mlplatform.data.module import DataModule
 from mlplatform.data.sources import JSONLines, Source
 from mlplatform.data.tokens import build_tokenizer
@@ -119,7 +120,7 @@ def test_skipped_rows_are_counted_even_when_the_cache_is_warm(tmp_path: Path, bp
     path.write_bytes(MANY + b"broken\n" + b'{"other": 1}\n' + b"\xff\xfe\n" + MANY.replace(b"good", b"well"))
     for _ in range(2):
         source = JSONLines(path=str(path), on_bad_row="skip")
-        module = DataModule(source, bpe, _batch(length=16), NextToken(bpe.filler), 0, 0, 1)
+        module = DataModule(DocumentMaterial(source, bpe), _batch(length=16), NextToken(bpe.filler), 0, 0, 1)
         assert module.record()["skipped_rows"] == {str(path): 3}
         assert module.record()["train"]["documents"] + module.record()["validation"]["documents"] == 100
 
@@ -136,7 +137,7 @@ def test_too_little_text_says_how_much_is_needed(write_rows: Callable[..., Path]
     with pytest.raises(
         DataError, match=r"has \d+ tokens to train on \(13 bytes\), and one sequence takes 256.*batch\.length"
     ):
-        DataModule(source, bpe, _batch(length=256, layout=layout), NextToken(bpe.filler), 0, 0, 1).setup()
+        DataModule(DocumentMaterial(source, bpe), _batch(length=256, layout=layout), NextToken(bpe.filler), 0, 0, 1).setup()
 
 
 @pytest.mark.parametrize("share", [0.1, 0.999])
@@ -149,7 +150,7 @@ def test_too_few_documents_for_both_splits(write_rows: Callable[..., Path], shar
 
 def test_sequences_must_go_round_among_the_ranks(source: Source, bpe: Tokenizer) -> None:
     with pytest.raises(SpecError, match=r"batch\.sequences=8 is not a multiple of the 3 ranks; the next is 9"):
-        DataModule(source, bpe, _batch(sequences=8), NextToken(bpe.filler), 0, 0, 3)
+        DataModule(DocumentMaterial(source, bpe), _batch(sequences=8), NextToken(bpe.filler), 0, 0, 3)
 
 
 def test_a_sequence_has_a_least_length() -> None:
@@ -205,13 +206,13 @@ class ScoreAll(NextToken):
 def test_nothing_or_everything_trained_stops_the_run(
     source: Source, bpe: Tokenizer, collator: type[NextToken], share: str, layout: str
 ) -> None:
-    module = DataModule(source, bpe, _batch(layout=layout), collator(bpe.filler), 0, 0, 1)
+    module = DataModule(DocumentMaterial(source, bpe), _batch(layout=layout), collator(bpe.filler), 0, 0, 1)
     with pytest.raises(DataError, match=rf"^{share} of the tokens would be trained \(\d+ of \d+"):
         module.setup()
 
 
 def test_the_share_of_targets_counts_no_padding(source: Source, bpe: Tokenizer) -> None:
-    module = DataModule(source, bpe, _batch(layout="padded", length=64), NextToken(bpe.filler), 0, 0, 1)
+    module = DataModule(DocumentMaterial(source, bpe), _batch(layout="padded", length=64), NextToken(bpe.filler), 0, 0, 1)
     module.setup()
     batch = module.first_rows(4)
     real = int(batch["attention_mask"].sum())

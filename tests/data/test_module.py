@@ -15,6 +15,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from mlplatform.data.collate import IGNORED, Batch, NextToken, Row
+from mlplatform.data.material import DocumentMaterial
 from mlplatform.data.module import DataModule
 from mlplatform.data.sources import JSONLines, Source
 from mlplatform.errors import DataError
@@ -151,7 +152,8 @@ def test_validation_counts_every_byte_once_for_any_ranks(
     for rank in range(world):
         module = make_module(rank, world, sequences=6, layout=layout)
         batches = list(module.val_dataloader())
-        sums.append([len(batches), sum(int(b["num_bytes"]) for b in batches), sum(_targets(b) for b in batches)])
+        real = [b for b in batches if "filler" not in b]
+        sums.append([len(batches), sum(int(b["num_bytes"]) for b in real), sum(_targets(b) for b in real)])
         assert [b["input_ids"].tolist() for b in batches] == [b["input_ids"].tolist() for b in module.val_dataloader()]
     held_out = [d.text for d in source.documents() if d.validation]
     assert len({batches for batches, _, _ in sums}) == 1
@@ -189,7 +191,7 @@ def test_bytes_are_counted_whatever_a_tokenizer_drops(source: Source, scenes: li
     roles = {"unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "pad": "[PAD]"}
     tokenizer = Tokenizer(backend, roles, "wordpiece", {})
     shape = Spec.of({"kind": "rows", "length": 32}, "batch", "batch")
-    module = DataModule(source, tokenizer, shape, NextToken(tokenizer.filler), 0, 0, 1)
+    module = DataModule(DocumentMaterial(source, tokenizer), shape, NextToken(tokenizer.filler), 0, 0, 1)
     counted = sum(int(batch["num_bytes"]) for batch in module.val_dataloader())
     assert counted == sum(len(d.text.encode()) for d in source.documents() if d.validation)
 
@@ -197,7 +199,7 @@ def test_bytes_are_counted_whatever_a_tokenizer_drops(source: Source, scenes: li
 def test_without_a_validation_split_there_is_no_loader(source: Source, bpe: Tokenizer) -> None:
     whole = JSONLines(path=str(source.files[0]), validation=0.0)
     shape = Spec.of({"kind": "rows", "length": 32}, "batch", "batch")
-    module = DataModule(whole, bpe, shape, NextToken(bpe.filler), 0, 0, 1)
+    module = DataModule(DocumentMaterial(whole, bpe), shape, NextToken(bpe.filler), 0, 0, 1)
     assert module.val_dataloader() == []
     assert module.record()["validation"] == {"documents": 0, "tokens": 0, "bytes": 0}
 
@@ -207,7 +209,7 @@ def test_bytes_per_token_and_the_record(make_module: Make, source: Source) -> No
     texts = list(source.train_texts())
     targets = sum(len(module.tokenizer.encode(text, specials=False)) + 1 for text in texts)
     size = sum(len(text.encode()) for text in texts)
-    assert module.bytes_per_token == pytest.approx(size / targets)
+    assert module.material.bytes_per_token == pytest.approx(size / targets)
     record = module.record()
     assert record["train"] == {"documents": len(texts), "tokens": targets + len(texts), "bytes": size}
     assert record["fingerprint"] == source.fingerprint()
@@ -237,7 +239,7 @@ def test_a_worker_that_dies_or_hangs_is_told_with_the_source(
     source: Source, bpe: Tokenizer, collator: type[NextToken]
 ) -> None:
     shape = Spec.of({"kind": "rows", "length": 32, "workers": 1, "timeout": 2}, "batch", "batch")
-    module = DataModule(source, bpe, shape, collator(bpe.filler), 0, 0, 1)
+    module = DataModule(DocumentMaterial(source, bpe), shape, collator(bpe.filler), 0, 0, 1)
     started = time.monotonic()
     with pytest.raises(DataError, match=r"^rows\.jsonl: a data worker died or hung: DataLoader .*batch\.workers=0$"):
         _steps(module, 1)

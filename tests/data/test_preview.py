@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mlplatform.data.collate import NextToken, Row, count_bytes, stack
+from mlplatform.data.material import DocumentMaterial
 from mlplatform.data.module import DataModule
 from mlplatform.data.preview import as_text, preview, stretches
 from mlplatform.data.sources import Source
@@ -49,7 +50,7 @@ class OnlyLast(NextToken):
 
 def test_rows_without_a_target_are_an_error(source: Source, bpe: Tokenizer) -> None:
     shape = Spec.of({"kind": "rows", "length": 32}, "batch", "batch")
-    module = DataModule(source, bpe, shape, OnlyLast(bpe.filler), 0, 0, 1)
+    module = DataModule(DocumentMaterial(source, bpe), shape, OnlyLast(bpe.filler), 0, 0, 1)
     module.setup()
     with pytest.raises(DataError, match=r"^0% of the tokens would be trained"):
         list(preview(module, 3))

@@ -13,6 +13,7 @@ import torch
 
 from mlplatform.data.collate import Row
 from mlplatform.data.files import SHIPPED
+from mlplatform.data.material import DocumentMaterial
 from mlplatform.data.module import DataModule
 from mlplatform.data.preview import preview
 from mlplatform.data.sources import JSONLines
@@ -168,7 +169,7 @@ def data(write_texts: Callable[[], Path], words: Tokenizer) -> Callable[..., Dat
         shape = {"kind": "rows", "sequences": 4, "micro": 2, "length": 32, "layout": "padded", **batch}
         source = JSONLines(path=str(write_texts()), validation=0.2)
         collator = task(t5()).collator(words, shape["length"])
-        return DataModule(source, words, Spec.of(shape, "batch", "batch"), collator, 3, 0, 1)
+        return DataModule(DocumentMaterial(source, words), Spec.of(shape, "batch", "batch"), collator, 3, 0, 1)
 
     return make
 

@@ -180,7 +180,7 @@ def test_the_reported_metrics(tmp_path: Path) -> None:
     assert result.best == (12, measured[12])
     assert run.record.curve("validation/perplexity")[12] == pytest.approx(math.exp(measured[12]))
     per_token = measured[12] / math.log(2) / run.record.curve("validation/bits_per_byte")[12]
-    assert per_token == pytest.approx(run.data.bytes_per_token, rel=0.1)  # the splits differ a little
+    assert per_token == pytest.approx(run.data.material.bytes_per_token, rel=0.1)  # the splits differ a little
     lines = run.out.getvalue().splitlines()
     assert lines[0].startswith("step=1 loss=")
     assert sum(line.startswith("step=12 validation: loss=") for line in lines) == 1

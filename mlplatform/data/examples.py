@@ -1,0 +1,117 @@
+"""From a record to the rows of a batch: what a task of records says, and the rows made by it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mlplatform.data.collate import Batch, Row
+from mlplatform.data.packing import IGNORED, Arrays
+from mlplatform.data.records import Record
+from mlplatform.errors import DataError
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What a task makes rows with. What the run has none of is None.
+
+    Args:
+        tokenizer: of the run. processor: what prepares images or sound.
+        length: tokens of a row, at most (`batch.length`).
+        classes: the names of the classes in the order of their numbers, by field.
+    """
+
+    tokenizer: Any = None
+    processor: Any = None
+    length: int = 256
+    classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def need(self, what: str, task: str) -> Any:
+        """Return the `tokenizer` or the `processor`. Raises DataError where the run has none."""
+        if (found := getattr(self, what)) is None:
+            choose = "tokenizer=bpe" if what == "tokenizer" else "processor=image or processor=audio"
+            raise DataError(f"task={task} needs a {what}, and the run has none; choose one, such as {choose}")
+        return found
+
+    def numbers(self, name: str) -> dict[str, int]:
+        """Return class -> number of a field."""
+        return {label: number for number, label in enumerate(self.classes[name])}
+
+
+class Examples(Protocol):
+    """Makes rows of records and batches of rows. It goes to worker processes, so it holds no model and no open file."""
+
+    def row(self, record: Record, random: np.random.Generator | None) -> Arrays:
+        """Return the arrays of one row.
+
+        Args:
+            random: what augmentation draws from, the same for (seed, epoch, record) whatever the workers; None where
+                nothing is to be changed: in validation.
+
+        Raises:
+            DataError: the record can't be used; `record.place` says where it is.
+        """
+        ...
+
+    def __call__(self, rows: list[Row]) -> Batch:
+        """Return a micro-batch. `stacked` does it where rows need no more than padding."""
+        ...
+
+
+class RecordRows:
+    """A split of records as numbered rows. A record is one row in every epoch."""
+
+    def __init__(self, records: Sequence[Record], examples: Examples, training: bool) -> None:
+        self.records, self.examples, self.training = records, examples, training
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def record(self, number: int) -> Record:
+        """Return the record a row is made of."""
+        return self.records[number]
+
+    def row(self, number: int, seed: int, epoch: int) -> Arrays:
+        """Return one row."""
+        random = np.random.default_rng((seed, epoch, number + 1, 1)) if self.training else None
+        return self.examples.row(self.records[number], random)
+
+
+def stacked(rows: list[Row], fillers: Mapping[str, float]) -> Batch:
+    """Stack every array of the rows.
+
+    Arrays whose name is in `fillers` are padded at the end of their first axis to the longest, by that value; all others
+    have one shape. `labels` of one axis need no filler: theirs is -100. `attention_mask` is made, 1 for what is no
+    padding, where `input_ids` are padded and the rows have none.
+
+    Raises:
+        DataError: rows differ in their keys, or in the shape of what isn't padded.
+    """
+    names = list(rows[0].arrays)
+    if any(list(row.arrays) != names for row in rows):
+        raise DataError(f"rows of one batch differ in their keys: {sorted({n for row in rows for n in row.arrays})}")
+    batch: Batch = {}
+    for name in names:
+        arrays = [row.arrays[name] for row in rows]
+        batch[name] = torch.from_numpy(_together(name, arrays, fillers))
+    if "input_ids" in fillers and "attention_mask" not in batch:
+        lengths = torch.tensor([len(row.arrays["input_ids"]) for row in rows])
+        batch["attention_mask"] = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+    return batch
+
+
+def _together(name: str, arrays: list[NDArray[Any]], fillers: Mapping[str, float]) -> NDArray[Any]:
+    shapes = {np.shape(array) for array in arrays}
+    if name in fillers or (name == "labels" and len(shapes) > 1 and {len(shape) for shape in shapes} == {1}):
+        length = max(len(array) for array in arrays)
+        value = fillers.get(name, IGNORED)
+        rest = [(0, 0)] * (arrays[0].ndim - 1)
+        arrays = [np.pad(a, [(0, length - len(a)), *rest], constant_values=value) for a in arrays]
+    elif len(shapes) > 1:
+        raise DataError(f"rows of one batch have {name} of several shapes, {sorted(shapes)}; they can't be stacked")
+    return np.stack(arrays)

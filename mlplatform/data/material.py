@@ -1,0 +1,114 @@
+"""What rows are made of: documents as one stream of tokens, or records, one row each."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from mlplatform.data.collate import Batch, Collator, trained_share
+from mlplatform.data.examples import Examples, RecordRows
+from mlplatform.data.packing import Rows, rows
+from mlplatform.data.records import RecordSource, Splits
+from mlplatform.data.sources import Source
+from mlplatform.data.tokens import Store, tokenised
+from mlplatform.processors.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+
+class Material(Protocol):
+    """A source and the tools that make rows of it."""
+
+    name: str
+    """What to call it in messages."""
+    tokenizer: Tokenizer | None
+
+    def splits(self, shape: Any, collator: Any) -> Mapping[str, Rows]:
+        """Return the rows of `train`, `validation` and where there is one `test`; those it lacks have no rows.
+
+        Args:
+            shape: a `batch` (module.py). collator: the task's, which may be handed on to the rows.
+
+        Raises:
+            DataError: unreadable data, an empty split, or too little of it.
+        """
+        ...
+
+    def check(self, batch: Batch) -> None:
+        """Look at a first micro-batch. Raises DataError when nothing could be learned from it."""
+        ...
+
+    def record(self) -> dict[str, Any]:
+        """Return what the run record keeps about the data; called after `splits`."""
+        ...
+
+
+class DocumentMaterial:
+    """Documents, tokenised once and cached, and laid out as rows of `batch.length` tokens."""
+
+    def __init__(self, source: Source, tokenizer: Tokenizer) -> None:
+        self.source, self.tokenizer, self.name = source, tokenizer, source.name
+        self.store: Store | None = None
+
+    def splits(self, shape: Any, collator: Collator) -> Mapping[str, Rows]:
+        self.store = store = tokenised(self.source, self.tokenizer)
+        _tell_skipped(store.skipped)
+        layout = (shape.layout, shape.length, collator.overlap, self.tokenizer.filler)
+        return {"train": rows(store.train, *layout), "validation": rows(store.validation, *layout)}
+
+    def check(self, batch: Batch) -> None:
+        trained_share(batch)
+
+    @property
+    def bytes_per_token(self) -> float:
+        """UTF-8 bytes of text a train token stands for on average: bits per byte = loss / ln 2 / this."""
+        assert self.store is not None
+        return self.store.train.bytes / (len(self.store.train) - self.store.train.documents)
+
+    def record(self) -> dict[str, Any]:
+        assert self.store is not None
+        splits = {
+            name: {"documents": split.documents, "tokens": len(split), "bytes": split.bytes}
+            for name, split in (("train", self.store.train), ("validation", self.store.validation))
+        }
+        return {
+            **splits,
+            "bytes_per_token": round(self.bytes_per_token, 4),
+            "vocabulary": self.tokenizer.vocab_size,
+            "fingerprint": self.source.fingerprint(),
+            "skipped_rows": self.store.skipped,
+            "cache": str(self.store.folder),
+        }
+
+
+class RecordMaterial:
+    """Records, read in place; the task's examples make a row of each when it is asked for."""
+
+    def __init__(self, source: RecordSource, opened: Splits, tokenizer: Tokenizer | None = None) -> None:
+        self.source, self.opened, self.tokenizer, self.name = source, opened, tokenizer, source.name
+
+    def splits(self, shape: Any, collator: Examples) -> Mapping[str, Rows]:
+        _tell_skipped(self.opened.skipped)
+        return {
+            name: RecordRows(records, collator, training=name == "train")
+            for name, records in self.opened.splits.items()
+        }
+
+    def check(self, batch: Batch) -> None:
+        """Nothing: every record has what the task reads."""
+
+    def record(self) -> dict[str, Any]:
+        return {
+            **{name: {"records": len(records)} for name, records in self.opened.splits.items()},
+            "classes": {name: list(labels) for name, labels in self.opened.classes.items()},
+            "vocabulary": self.tokenizer.vocab_size if self.tokenizer else None,
+            "fingerprint": self.opened.fingerprint,
+            "skipped_rows": dict(self.opened.skipped),
+            "filtered_rows": self.opened.filtered,
+        }
+
+
+def _tell_skipped(skipped: Mapping[str, int]) -> None:
+    if skipped:
+        log.warning("%d bad rows left out: %s", sum(skipped.values()), dict(skipped))

@@ -1,0 +1,401 @@
+"""Records: examples of one row each, such as a text and its label, or an image and what is on it.
+
+A source of records goes once through all its rows. What a bad row is, which split a row belongs to, where it starts
+and which classes there are is kept in the cache; from then on any row of any split is read in its place when it is
+asked for. The files of a split in the cache:
+
+    <split>.rows   int64 (rows, 3): the number of the table, where the row starts there, its number as people count
+    manifest.json  rows of each split, bad rows by file, rows the steps left out, how often each class stands in a split
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from mlplatform.cached import cached_folder
+from mlplatform.data.fields import Field, Values
+from mlplatform.data.splits import drawn
+from mlplatform.data.steps import Step
+from mlplatform.data.tables import Place, Table
+from mlplatform.errors import DataError, did_you_mean, listing
+
+FORMAT = 1
+SPLITS = ("train", "validation", "test")
+MOST_CLASSES = 100_000
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row: what the task reads of it, all its columns after the steps, and where it is."""
+
+    values: Values
+    columns: Values
+    place: str
+
+    def __getitem__(self, name: str) -> Any:
+        """Return a field the task reads."""
+        return self.values[name]
+
+    def get(self, name: str) -> Any:
+        """Return a field the task may read, or None when the row has none."""
+        return self.values.get(name)
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What a task reads of a row.
+
+    Args:
+        fields: each field by its name. `optional` ones may be missing or null.
+        check: raises ValueError when fields of a row don't fit each other. A function of a module, so that workers
+            and the cache can name it.
+    """
+
+    fields: Mapping[str, Field]
+    optional: frozenset[str] = frozenset()
+    check: Callable[[Values], None] | None = None
+
+    @property
+    def key(self) -> str:
+        """Names all that decides which rows are bad and what their classes are."""
+        parts = {name: [field.name, name in self.optional] for name, field in self.fields.items()}
+        return json.dumps([parts, getattr(self.check, "__qualname__", None)], sort_keys=True)
+
+    @property
+    def texts(self) -> list[str]:
+        """The fields a tokenizer is trained on."""
+        return [name for name, field in self.fields.items() if field.text]
+
+
+@dataclass(frozen=True)
+class Shaping:
+    """From a row of a file to a record: the steps, which column is which field, and the fields' own rules.
+
+    Args:
+        columns: field -> column; a field that isn't there has its own name.
+        classes: the names there are, where the user listed them.
+    """
+
+    reads: Reads
+    steps: Sequence[Step] = ()
+    columns: Mapping[str, str] | None = None
+    classes: tuple[str, ...] | None = None
+
+    def record(self, values: Values, folder: Path, place: str) -> Record | None:
+        """Return a row as a record, None when a step leaves it out. Raises ValueError that says what is wrong."""
+        for step in self.steps:
+            changed = step(values)
+            if changed is None:
+                return None
+            values = changed
+        found = {name: self._value(name, field, values, folder) for name, field in self.reads.fields.items()}
+        kept = {name: value for name, value in found.items() if value is not None or name not in self.reads.optional}
+        if self.reads.check is not None:
+            self.reads.check(kept)
+        return Record(kept, values, place)
+
+    def _value(self, name: str, field: Field, values: Values, folder: Path) -> Any:
+        column = (self.columns or {}).get(name, name)
+        if values.get(column) is None and name in self.reads.optional:
+            return None
+        if column not in values:
+            near = did_you_mean(column, values)
+            raise ValueError(f"no column '{column}'{near}; it has {listing(values)} (data.fields names the columns)")
+        try:
+            value = field.clean(values[column], folder)
+            if self.classes is not None:
+                self._check_classes(field.classes(value))
+        except ValueError as error:
+            raise ValueError(f"'{column}' {error}") from None
+        return value
+
+    def _check_classes(self, found: list[str]) -> None:
+        for one in found:
+            if one not in (self.classes or ()):
+                raise ValueError(f"is '{one}', and the classes are {listing(self.classes or ())} (data.classes)")
+
+
+class Records(Sequence[Record]):
+    """One split, read in place. It can be handed to worker processes."""
+
+    def __init__(self, tables: Sequence[Table], rows: Path | None, shaping: Shaping) -> None:
+        self.tables, self.path, self.shaping = tables, rows, shaping
+
+    @cached_property
+    def rows(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """(rows, 3): table, where in it, number."""
+        if self.path is None or self.path.stat().st_size == 0:
+            return np.empty((0, 3), np.int64)
+        return np.memmap(self.path, dtype=np.int64, mode="r").reshape(-1, 3)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, number: int) -> Record: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[Record]: ...
+    def __getitem__(self, number: int | slice) -> Record | list[Record]:
+        """Return a record. Raises DataError when its file changed under the run."""
+        if isinstance(number, slice):
+            return [self[i] for i in range(*number.indices(len(self)))]
+        where, key, counted = (int(part) for part in self.rows[number])
+        table = self.tables[where]
+        place = named_place(table, counted)
+        try:
+            record = self.shaping.record(table.read(key), table.folder, place)
+        except (ValueError, OSError) as error:
+            raise DataError(f"{place}: {error}; it was sound when the run began") from None
+        if record is None:
+            raise DataError(f"{place}: the steps leave this row out; they did not when the run began")
+        return record
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Records, (self.tables, self.path, self.shaping)  # a worker maps the file itself
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The records of a source, by split, and what is known of them all."""
+
+    splits: Mapping[str, Records]
+    classes: Mapping[str, tuple[str, ...]]
+    """The names of the classes, for each field that holds some, in the order of their numbers."""
+    skipped: Mapping[str, int]
+    """Bad rows left out, by file."""
+    filtered: int
+    """Rows the steps left out."""
+    fingerprint: str
+    texts: tuple[str, ...] = ()
+    """The fields a tokenizer is trained on."""
+
+    def train_texts(self) -> Iterator[str]:
+        """Yield the texts of the train split in order: what a tokenizer is trained on."""
+        for record in self.splits["train"]:
+            for name in self.texts:
+                value = record.get(name)
+                yield from [value] if isinstance(value, str) else value or []
+
+
+class RecordSource:
+    """What all sources of records share. Subclasses name their tables.
+
+    Args:
+        validation: the share of the train tables' records held out by a hash of their content; 0 for none.
+        test: the same for the test split.
+        fields: field of the task -> column of the files, where they differ.
+        steps: changes of rows, in order.
+        classes: the names of the classes, in the order of their numbers; None takes those of the train split, sorted.
+        skip: leave bad rows out and count them; otherwise the first one is an error.
+        options: all else that decides what the records are, for the cache.
+    """
+
+    name: str = ""
+    """What to call it in messages."""
+
+    def __init__(
+        self,
+        *,
+        validation: float,
+        test: float,
+        fields: Mapping[str, str],
+        steps: Sequence[Any],
+        classes: Sequence[str] | None,
+        skip: bool,
+        options: Mapping[str, Any],
+    ) -> None:
+        self.shares = {"validation": validation, "test": test}
+        if validation + test >= 1:
+            raise DataError(f"data.validation={validation} and data.test={test} leave nothing to train on")
+        self.fields, self.classes, self.skip = dict(fields), tuple(classes) if classes else None, skip
+        self.steps: list[Step] = [step.build() for step in steps]
+        said = {"fields": self.fields, "steps": [step.data for step in steps], "classes": self.classes, "skip": skip}
+        self.options = {"kind": type(self).__name__, "shares": self.shares, **said, **options}
+
+    def tables(self) -> dict[str, list[Table]]:
+        """Return the tables of each split; those of `train` are divided by the shares."""
+        raise NotImplementedError
+
+    def content(self) -> str:
+        """Return a hash of all the bytes the tables are made of."""
+        raise NotImplementedError
+
+    def known_classes(self) -> dict[str, tuple[str, ...]]:
+        """Return the classes the files themselves name in order, by column."""
+        return {}
+
+    def fingerprint(self) -> str:
+        """Return a hash of the content and of the options that decide what the records are."""
+        return hashlib.sha256(f"{json.dumps(self.options, sort_keys=True)}\n{self.content()}".encode()).hexdigest()
+
+    def open(self, reads: Reads) -> Splits:
+        """Go through all rows once, or find in the cache what that found, and return the splits.
+
+        Raises:
+            DataError: a file can't be read, a row is bad (its file and number are named), a split is empty, or a class
+                has no record to learn from.
+        """
+        fingerprint, tables = self.fingerprint(), self.tables()
+        key = hashlib.sha256(f"records {FORMAT} {fingerprint} {reads.key}".encode()).hexdigest()[:32]
+        shaping = Shaping(reads, self.steps, self.fields, self.classes)
+
+        def build(folder: Path) -> None:
+            Scan(self, tables, shaping).write(folder)
+            if self.fingerprint() != fingerprint:
+                raise DataError(f"{self.name}: the data changed while it was read; start again when it is at rest")
+
+        folder = cached_folder("records", key, build, _damage, f"rows of {self.name}")
+        told = _manifest(folder)
+        every = [table for split in SPLITS for table in tables.get(split, [])]
+        splits = {name: Records(every, folder / f"{name}.rows", shaping) for name in SPLITS}
+        return Splits(
+            splits, self._classes(reads, told), told["skipped"], told["filtered"], fingerprint, tuple(reads.texts)
+        )
+
+    def _classes(self, reads: Reads, told: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+        """Return the classes of each field, after a look at who has records."""
+        found: dict[str, tuple[str, ...]] = {}
+        for field, counts in told["classes"].items():
+            train = counts.get("train", {})
+            known = self.classes or self.known_classes().get(self.fields.get(field, field))
+            names = known or tuple(in_order(train))
+            for split in ("validation", "test"):
+                if strange := [name for name in counts.get(split, {}) if name not in train]:
+                    told_of = f"the {split} split has '{strange[0]}' as {field}, which no record to train on has"
+                    raise DataError(f"{self.name}: {told_of}; give more records, or name the classes in data.classes")
+            if empty := [name for name in names if name not in train]:
+                told_of = f"no record to train on has '{empty[0]}' as {field}"
+                more = f" ({len(empty)} such classes)" if len(empty) > 1 else ""
+                raise DataError(f"{self.name}: {told_of}{more}; take it out of data.classes, or give records of it")
+            found[field] = names
+        return found
+
+
+class Scan:
+    """One pass over all rows of a source."""
+
+    def __init__(self, source: RecordSource, tables: Mapping[str, list[Table]], shaping: Shaping) -> None:
+        self.source, self.tables, self.shaping = source, tables, shaping
+        self.rows: Counter[str] = Counter(dict.fromkeys(SPLITS, 0))
+        self.skipped: Counter[str] = Counter()
+        self.filtered = 0
+        fields = shaping.reads.fields
+        self.classes: dict[str, dict[str, Counter[str]]] = {
+            name: {split: Counter() for split in SPLITS} for name in fields if fields[name].holds_classes
+        }
+
+    def write(self, folder: Path) -> None:
+        """Write a split's rows and the manifest into a folder."""
+        files = {split: (folder / f"{split}.rows").open("wb") for split in SPLITS}
+        try:
+            number = 0
+            for split in SPLITS:
+                for table in self.tables.get(split, []):
+                    for place, record in self._sound(table):
+                        chosen = self._split(record) if split == "train" else split
+                        files[chosen].write(np.asarray([number, *place], np.int64).tobytes())
+                        self._count(record, chosen)
+                    number += 1
+        finally:
+            for file in files.values():
+                file.close()
+        self._check_splits()
+        told = {
+            "rows": dict(self.rows),
+            "skipped": dict(self.skipped),
+            "filtered": self.filtered,
+            "classes": self.classes,
+            "sizes": {file.name: file.stat().st_size for file in sorted(folder.iterdir())},
+        }
+        (folder / "manifest.json").write_text(json.dumps(told, ensure_ascii=False))
+
+    def _sound(self, table: Table) -> Iterator[tuple[Place, Record]]:
+        """Yield the records of a table, bad rows left out and counted, or the first one an error."""
+        for place, values in table.scan():
+            where = named_place(table, place.number)
+            try:
+                if isinstance(values, ValueError):
+                    raise values
+                record = self.shaping.record(values, table.folder, where)
+                if record is None:
+                    self.filtered += 1
+                    continue
+                for name, value in record.values.items():
+                    self.shaping.reads.fields[name].verify(value)
+            except ValueError as error:
+                if not self.source.skip:
+                    told = f"{where}: {error}; mend it, or leave bad rows out with data.on_bad_row=skip"
+                    raise DataError(told) from None
+                self.skipped[table.name] += 1
+                continue
+            yield place, record
+
+    def _split(self, record: Record) -> str:
+        fields = self.shaping.reads.fields
+        digest = hashlib.sha256()
+        for name in sorted(record.values):
+            digest.update(name.encode() + b"\0" + fields[name].content(record.values[name]) + b"\0")
+        share, shares = drawn(digest.digest()), self.source.shares
+        if share < shares["validation"]:
+            return "validation"
+        return "test" if share < shares["validation"] + shares["test"] else "train"
+
+    def _count(self, record: Record, split: str) -> None:
+        self.rows[split] += 1
+        for name, counts in self.classes.items():
+            if name in record.values:
+                counts[split].update(self.shaping.reads.fields[name].classes(record.values[name]))
+                if len(counts[split]) > MOST_CLASSES:
+                    told = f"{record.place}: '{name}' has more than {MOST_CLASSES} values so far"
+                    raise DataError(f"{told}, so it is no class; name another column in data.fields")
+
+    def _check_splits(self) -> None:
+        asked = {"train", *(name for name, share in self.source.shares.items() if share)}
+        asked |= {name for name, tables in self.tables.items() if tables}
+        total = sum(self.rows.values())
+        for split in SPLITS:
+            if split in asked and not self.rows[split]:
+                left = sum(self.skipped.values())
+                why = f" ({left} bad rows and {self.filtered} by the steps were left out)" if left + self.filtered else ""
+                told = f"the {split} split is empty: {total} records in all{why}"
+                some = "give more records" if split == "train" else f"give more records, or set data.{split}=0"
+                raise DataError(f"{self.source.name}: {told}; {some}")
+
+
+def named_place(table: Table, number: int) -> str:
+    """Return where a row is, for messages: `reviews.csv: line 12`."""
+    return f"{table.name}: {table.counted} {number}"
+
+
+def in_order(names: Mapping[str, Any] | Sequence[str]) -> list[str]:
+    """Return names sorted; whole numbers by their size."""
+    if all(name.isdecimal() for name in names):
+        return sorted(names, key=int)
+    return sorted(names)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "manifest.json").read_text())
+
+
+def _damage(folder: Path) -> str | None:
+    """Say what is wrong with a folder of the cache: a file that is missing, cut short or too long."""
+    try:
+        sizes: dict[str, int] = _manifest(folder)["sizes"]
+    except (OSError, ValueError, KeyError) as error:
+        return f"manifest.json: {error}"
+    for name, size in sizes.items():
+        path = folder / name
+        held = path.stat().st_size if path.is_file() else 0
+        if held != size:
+            return f"{name} has {held} of {size} bytes"
+    return None
