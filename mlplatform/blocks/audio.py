@@ -28,6 +28,8 @@ class Spectrogram(nn.Module):
         masking: what is hidden from the model in training.
     """
 
+    reads = "input_features"
+
     convs: Any
 
     def __init__(
@@ -99,6 +101,8 @@ class Waveform(nn.Module):
         masking: what is hidden from the model, after the projection.
         norm: the tower's norm after the positions.
     """
+
+    reads = "input_values"
 
     def __init__(
         self,

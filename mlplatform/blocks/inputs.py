@@ -17,6 +17,8 @@ from mlplatform.registry import Fraction, Natural, Positive, PositiveFloat, Spec
 class TokenInput(nn.Module):
     """What inputs of tokens share: rows of a table, plus what the model adds to them."""
 
+    reads = "input_ids"
+
     positions: nn.Module | None
     segments: nn.Embedding | None
     norm: nn.Module | None

@@ -28,6 +28,8 @@ class Patches(nn.Module):
         mask_token: a learned vector for patches that `bool_masked_pos` marks.
     """
 
+    reads = "pixel_values"
+
     def __init__(
         self,
         dim: int,

@@ -136,7 +136,7 @@ def compose_model(name: str, overrides: Sequence[str] = (), config_dirs: Iterabl
 
 
 def _compose(library: Library, primary: str, tokens: list[str], group: str) -> Composed:
-    overrides = parse(tokens)
+    overrides = [_without(override, library) for override in parse(tokens)]
     _check_choices(overrides, library)
     order = _defaults_list(library, primary, overrides)
     layers = Layers()
@@ -167,6 +167,14 @@ def parse(tokens: Sequence[str]) -> list[Override]:
             )
         parsed.append(override)
     return parsed
+
+
+def _without(override: Override, library: Library) -> Override:
+    """Return `group=null` as `~group`: Hydra takes a group of its defaults out by this alone."""
+    none = override.type is OverrideType.CHANGE and override.value() is None
+    if not none or not library.group_exists(override.key_or_group):
+        return override
+    return replace(override, type=OverrideType.DEL, value_type=None, _value=None)
 
 
 def _check_choices(overrides: list[Override], library: Library) -> None:

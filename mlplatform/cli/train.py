@@ -81,7 +81,7 @@ def dry_run(result: Composed, arguments: Arguments) -> str:
     lines = {
         "model": f"{_name(config['model'])}, {told.total:,} parameters; task {config['task']['kind']}",
         "memory": f"{memory['training'] / 2**20:,.1f} MiB for weights, gradients and AdamW, before activations",
-        "data": f"{config['data']['kind']} {config['data'].get('path', '')}, tokenizer {config['tokenizer']['kind']}",
+        "data": f"{config['data']['kind']} {config['data'].get('path', '')}{_tools(config)}",
         "batch": f"{batch['sequences']} x {batch['length']} = {tokens:,} tokens a step, {batch['layout']}, "
         f"{batch['micro']} sequences at a time",
         "train": ", ".join(how),
@@ -90,6 +90,10 @@ def dry_run(result: Composed, arguments: Arguments) -> str:
     }
     changed = f"{len(result.overrides)} overrides; all checks passed, nothing was written"
     return "\n".join([*(f"{name:<8} {text}" for name, text in lines.items()), changed])
+
+
+def _tools(config: dict[str, Any]) -> str:
+    return "".join(f", {name} {config[name]['kind']}" for name in ("tokenizer", "processor") if config.get(name))
 
 
 def _name(model: dict[str, Any]) -> str:

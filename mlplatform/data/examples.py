@@ -85,9 +85,9 @@ class RecordRows:
 def stacked(rows: list[Row], fillers: Mapping[str, float]) -> Batch:
     """Stack every array of the rows.
 
-    Arrays whose name is in `fillers` are padded at the end of their first axis to the longest, by that value; all others
-    have one shape. `labels` of one axis need no filler: theirs is -100. `attention_mask` is made, 1 for what is no
-    padding, where `input_ids` are padded and the rows have none.
+    Arrays whose name is in `fillers` are padded at the end of their first axis to the longest, by that value; all
+    others have one shape. `labels` of one axis need no filler: theirs is -100. `attention_mask` is made, 1 for what is
+    no padding, where `input_ids` are padded and the rows have none.
 
     Raises:
         DataError: rows differ in their keys, or in the shape of what isn't padded.

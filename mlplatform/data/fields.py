@@ -18,9 +18,9 @@ import numpy as np
 
 from mlplatform.errors import DataError
 
-
 Values = dict[str, Any]
 """A row: its columns, or what a task reads of it."""
+SPLIT = "the step 'split' makes one of a text"
 
 
 class Field:
@@ -73,7 +73,7 @@ class ListOfWords(Field):
 
     def clean(self, value: Any, folder: Path) -> list[str]:
         if not isinstance(value, list) or not value:
-            raise ValueError(f"is {named(value)}, and a list of texts is needed (the step 'split' makes one of a text)")
+            raise ValueError(f"is {named(value)}, and a list of texts is needed ({SPLIT})")
         return [Words().clean(one, folder) for one in value]
 
 
@@ -131,7 +131,7 @@ class Classes(Field):
 
     def clean(self, value: Any, folder: Path) -> list[str]:
         if not isinstance(value, list):
-            raise ValueError(f"is {named(value)}, and a list of classes is needed (the step 'split' makes one of a text)")
+            raise ValueError(f"is {named(value)}, and a list of classes is needed ({SPLIT})")
         found = [Class().clean(one, folder) for one in value]
         if len(set(found)) < len(found):
             raise ValueError(f"names a class twice: {shown(value)}")
@@ -148,7 +148,7 @@ class Tags(Classes):
 
     def clean(self, value: Any, folder: Path) -> list[str]:
         if not isinstance(value, list) or not value:
-            raise ValueError(f"is {named(value)}, and a list of classes is needed (the step 'split' makes one of a text)")
+            raise ValueError(f"is {named(value)}, and a list of classes is needed ({SPLIT})")
         return [Class().clean(one, folder) for one in value]
 
 

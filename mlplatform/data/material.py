@@ -22,7 +22,11 @@ class Material(Protocol):
 
     name: str
     """What to call it in messages."""
-    tokenizer: Tokenizer | None
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The run's, where it has one."""
+        ...
 
     def splits(self, shape: Any, collator: Any) -> Mapping[str, Rows]:
         """Return the rows of `train`, `validation` and where there is one `test`; those it lacks have no rows.
@@ -103,7 +107,7 @@ class RecordMaterial:
             **{name: {"records": len(records)} for name, records in self.opened.splits.items()},
             "classes": {name: list(labels) for name, labels in self.opened.classes.items()},
             "vocabulary": self.tokenizer.vocab_size if self.tokenizer else None,
-            "fingerprint": self.opened.fingerprint,
+            "fingerprint": self.opened.content,
             "skipped_rows": dict(self.opened.skipped),
             "filtered_rows": self.opened.filtered,
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import lightning as L
@@ -10,9 +10,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mlplatform.data.collate import Batch, Row
+from mlplatform.data.examples import RecordRows
 from mlplatform.data.material import Material
 from mlplatform.data.order import GlobalBatches, Sample, in_turn
 from mlplatform.data.packing import Rows
+from mlplatform.data.records import Record
 from mlplatform.errors import DataError, SpecError
 from mlplatform.registry import Natural, Positive, Spec, block
 
@@ -31,8 +33,8 @@ class BatchShape:
         sequences: sequences of one optimizer step, over all ranks and micro-batches.
         micro: sequences of one forward pass of one rank, at most.
         length: tokens of a sequence, at most.
-        layout: of documents: `packed` puts one after the other and keeps them apart by `document_ids`; `padded` gives each
-            its own rows.
+        layout: of documents: `packed` puts one after the other and keeps them apart by `document_ids`; `padded` gives
+            each its own rows.
         workers: processes that read ahead; 0 reads in the training process.
         timeout: seconds after which a silent worker is an error.
     """
@@ -131,6 +133,13 @@ class DataModule(L.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),
         )
+
+    def records(self, split: str) -> Sequence[Record]:
+        """Return the records of a split, in the order of their numbers; only where the data is records."""
+        self.setup()
+        rows = self.splits[split]
+        assert isinstance(rows, RecordRows)
+        return rows.records
 
     @property
     def tokenizer(self) -> Any:

@@ -158,9 +158,7 @@ class Digits(RecordSource):
         test: Fraction = 0.0,
         steps: list[Annotated[Spec, "step"]] = [],  # noqa: B006
     ) -> None:
-        super().__init__(
-            validation=validation, test=test, fields={}, steps=steps, classes=None, skip=False, options={}
-        )
+        super().__init__(validation=validation, test=test, fields={}, steps=steps, classes=None, skip=False, options={})
 
     def tables(self) -> dict[str, list[Table]]:
         try:

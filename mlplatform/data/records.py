@@ -174,9 +174,14 @@ class Splits:
     """Bad rows left out, by file."""
     filtered: int
     """Rows the steps left out."""
-    fingerprint: str
+    content: str
+    """A hash of all the data's bytes and of the options that decide what the records are."""
     texts: tuple[str, ...] = ()
     """The fields a tokenizer is trained on."""
+
+    def fingerprint(self) -> str:
+        """Return a hash of the texts a tokenizer is trained on."""
+        return hashlib.sha256(f"{self.content} {self.texts}".encode()).hexdigest()
 
     def train_texts(self) -> Iterator[str]:
         """Yield the texts of the train split in order: what a tokenizer is trained on."""
@@ -266,7 +271,7 @@ class RecordSource:
         found: dict[str, tuple[str, ...]] = {}
         for field, counts in told["classes"].items():
             train = counts.get("train", {})
-            known = self.classes or self.known_classes().get(self.fields.get(field, field))
+            known = self.classes or self.known_classes().get(str(self.fields.get(field, field)))
             names = known or tuple(in_order(train))
             for split in ("validation", "test"):
                 if strange := [name for name in counts.get(split, {}) if name not in train]:
@@ -365,7 +370,9 @@ class Scan:
         for split in SPLITS:
             if split in asked and not self.rows[split]:
                 left = sum(self.skipped.values())
-                why = f" ({left} bad rows and {self.filtered} by the steps were left out)" if left + self.filtered else ""
+                why = (
+                    f" ({left} bad rows and {self.filtered} by the steps were left out)" if left + self.filtered else ""
+                )
                 told = f"the {split} split is empty: {total} records in all{why}"
                 some = "give more records" if split == "train" else f"give more records, or set data.{split}=0"
                 raise DataError(f"{self.source.name}: {told}; {some}")

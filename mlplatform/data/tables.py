@@ -90,7 +90,7 @@ class CSVTable(_File):
     def scan(self) -> Iterator[tuple[Place, dict[str, Any] | ValueError]]:
         with self.file.open("rb") as file:
             source = _Lines(file)
-            reader = csv.reader(source, delimiter=self.delimiter, quoting=self.quoting, strict=True)
+            reader = self._reader(source)
             self.columns = self._header(reader)
             while True:
                 place = Place(file.tell(), source.number + 1)
@@ -109,10 +109,12 @@ class CSVTable(_File):
     def read(self, key: int) -> dict[str, Any]:
         with self.file.open("rb") as file:
             if not self.columns:
-                head = csv.reader(_Lines(file), delimiter=self.delimiter, quoting=self.quoting, strict=True)
-                self.columns = self._header(head)
+                self.columns = self._header(self._reader(_Lines(file)))
             file.seek(key)
-            return self._row(next(csv.reader(_Lines(file), delimiter=self.delimiter, quoting=self.quoting, strict=True)))
+            return self._row(next(self._reader(_Lines(file))))
+
+    def _reader(self, lines: _Lines) -> Iterator[list[str]]:
+        return csv.reader(lines, delimiter=self.delimiter, quoting=self.quoting, strict=True)
 
     def _header(self, reader: Iterator[list[str]]) -> list[str]:
         try:

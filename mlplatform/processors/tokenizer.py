@@ -127,6 +127,22 @@ class Tokenizer:
         """Return the token numbers, as Hugging Face's tokenizer does; `specials` adds those of its template."""
         return self.backend.encode(text, add_special_tokens=specials).ids
 
+    def cut(self, text: str, pair: str | None, length: int) -> tokenizers.Encoding:
+        """Return the encoding of a text or a pair of texts, of which the longer one is cut first, to `length` tokens.
+
+        Special tokens spelled out in a text are plain text.
+        """
+        if length not in self._cutting:
+            backend = tokenizers.Tokenizer.from_str(self._plain.to_str())
+            backend.encode_special_tokens = True
+            backend.enable_truncation(length, strategy="longest_first")
+            self._cutting[length] = backend
+        return self._cutting[length].encode(text, pair)
+
+    @cached_property
+    def _cutting(self) -> dict[int, tokenizers.Tokenizer]:
+        return {}
+
     def offsets(self, text: str, *, specials: bool = True) -> list[tuple[int, int]]:
         """Return the (start, end) characters of each token of `encode`."""
         return self.backend.encode(text, add_special_tokens=specials).offsets

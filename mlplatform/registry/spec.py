@@ -43,6 +43,13 @@ class Spec:
     def signature(self) -> Kind:
         return lookup(self.data["kind"], self.group)
 
+    @property
+    def thing(self) -> Any:
+        """The class or function this node names. Raises SpecError for a `_target_` that may not be named."""
+        if "_target_" in self.data:
+            return resolve_target(self.data["_target_"], self.group, self.path)
+        return getattr(importlib.import_module(self.signature.module), self.signature.qualname)
+
     def __getitem__(self, name: str) -> Any:
         """Return a field's value, or its default when the YAML does not state it."""
         return self.data[name] if name in self.data else self.signature.fields[name].default
@@ -69,9 +76,8 @@ class Spec:
             raise SpecError(problems=[(self.path, text)])
         given = {name: value for name, value in handed.items() if name in signature.handed}
         fields = {name: self._argument(name, value) for name, value in self.data.items() if name != "kind"}
-        thing = getattr(importlib.import_module(signature.module), signature.qualname)
         try:
-            return thing(**given, **fields)
+            return self.thing(**given, **fields)
         except SpecError as error:
             raise error.below(self.path) from None
 
@@ -93,7 +99,7 @@ class Spec:
         return value
 
     def _build_target(self, handed: dict[str, Any]) -> Any:
-        target = resolve_target(self.data["_target_"], self.group, self.path)
+        target = self.thing
         known = inspect.signature(target).parameters
         given = {name: value for name, value in handed.items() if name in known}
         fields = {name: value for name, value in self.data.items() if name != "_target_"}

@@ -11,9 +11,12 @@ import psutil
 import torch
 from torch import nn
 
+from mlplatform.data.examples import Tools
+from mlplatform.data.material import DocumentMaterial, RecordMaterial
 from mlplatform.data.module import DataModule
+from mlplatform.data.records import RecordSource
 from mlplatform.data.tokens import build_tokenizer
-from mlplatform.errors import RunError, SpecError
+from mlplatform.errors import RunError, SpecError, listing
 from mlplatform.models import build
 from mlplatform.models.costs import PRECISIONS
 from mlplatform.registry import Natural, Spec, Text, block
@@ -39,6 +42,7 @@ class Experiment:
 
     Args:
         experiment: the folder under `outputs` the run goes to.
+        tokenizer, processor: what makes tokens of text, and the model's inputs of images or sound; null for none.
         seed: of the initial weights, the order of the data, dropout and masking.
         logger: a tracker beside metrics.jsonl.
         init_from: a folder of Hugging Face's format, or one of our run folders, whose weights training starts from.
@@ -55,13 +59,14 @@ class Experiment:
         *,
         model: Annotated[Spec, "model"],
         data: Annotated[Spec, "data"],
-        tokenizer: Annotated[Spec, "tokenizer"],
         batch: Annotated[Spec, "batch"],
         task: Annotated[Spec, "task"],
         optimizer: Annotated[Spec, "optimizer"],
         schedule: Annotated[Spec, "schedule"],
         strategy: Annotated[Spec, "strategy"],
         trainer: Annotated[Spec, "trainer"],
+        tokenizer: Annotated[Spec, "tokenizer"] | None = None,
+        processor: Annotated[Spec, "processor"] | None = None,
         logger: Annotated[Spec, "logger"] | None = None,
         experiment: Text = "default",
         outputs: Text = "outputs",
@@ -78,10 +83,10 @@ class Experiment:
         self.model, self.data, self.tokenizer, self.batch, self.task = model, data, tokenizer, batch, task
         self.optimizer, self.schedule, self.strategy, self.trainer = optimizer, schedule, strategy, trainer
         self.logger, self.experiment, self.outputs = logger, experiment, Path(outputs)
-        self.seed, self.init_from, self.prompt = seed, init_from, prompt
+        self.seed, self.init_from, self.prompt, self.processor = seed, init_from, prompt, processor
         self.adapter, self.freeze = adapter, freeze
         self.teacher: Teacher | None = teacher.build() if teacher is not None else None
-        self._tokenizer: Any = None
+        self._tools = Tools()
         self._data: DataModule | None = None
         self._model: nn.Module | None = None
 
@@ -109,19 +114,34 @@ class Experiment:
                 raise SpecError(problems=[("teacher.layers", told)])
             self.teacher.start(build(self.model, device="meta"))
         if self.init_from is not None:
-            self._model = initial(self.model.data, self.init_from)
+            self._model = initial(self.model.data, self.init_from, self.seed)
         return place
 
     def _check_batch(self, task: Any) -> None:
+        """Check the batch and the data against the task and the model."""
         self.batch.build()
+        self._check_data(task)
+        reads_text = not task.reads_records or bool(task.reads().texts)
         length, (name, tower) = self.batch["length"], self._tower
-        if length > tower.get("context_length", length):
+        if reads_text and length > tower.get("context_length", length):
             most = tower["context_length"]
             told = f"{length} tokens are more than model.{name}.context_length={most}; use {most} or less"
             raise SpecError(problems=[("batch.length", told)])
-        if (layout := self.batch["layout"]) not in task.layouts:
+        if not task.reads_records and (layout := self.batch["layout"]) not in task.layouts:
             told = f"task={self.task.kind} can't be laid out as '{layout}'; use batch={task.layouts[0]}"
             raise SpecError(problems=[("batch.layout", told)])
+
+    def _check_data(self, task: Any) -> None:
+        made = self.data.thing
+        records = isinstance(made, type) and issubclass(made, RecordSource)
+        if records and not task.reads_records:
+            told = f"data={self.data.kind} holds records, and task={self.task.kind} learns from documents"
+            raise SpecError(problems=[("data", f"{told}; take data=shakespeare, text, jsonl or parquet")])
+        if task.reads_records and not records:
+            told = f"data={self.data.kind} holds documents, and task={self.task.kind} learns from records"
+            raise SpecError(problems=[("data", f"{told} with {listing(task.reads().fields)}; take csv or json_rows")])
+        if not task.reads_records and self.tokenizer is None:
+            raise SpecError(problems=[("tokenizer", f"task={self.task.kind} reads text; choose one, such as bpe")])
 
     @property
     def _tower(self) -> tuple[str, Mapping[str, Any]]:
@@ -160,21 +180,42 @@ class Experiment:
     def prepare(self, place: Place) -> DataModule:
         """Read the data and train or load the tokenizer: both are cached. Raises DataError."""
         if self._data is None:
-            source = self.data.build()
-            rows = self._tower[1].get("input", {}).get("vocab")
-            self._tokenizer = build_tokenizer(self.tokenizer, source, rows)
-            length = self.batch["length"]
-            collator = self.build_task(build(self.model, device="meta")).collator(self._tokenizer, length)
+            task = self.build_task(build(self.model, device="meta"))
+            material, collator = (self._records if task.reads_records else self._documents)(task)
             if self.teacher is not None:
-                self.teacher.check_tokenizer(self._tokenizer)
-            self._data = DataModule(source, self._tokenizer, self.batch, collator, self.seed, place.rank, place.world)
+                self.teacher.check_tokenizer(self._tools.tokenizer)
+            self._data = DataModule(material, self.batch, collator, self.seed, place.rank, place.world)
             self._data.setup()
         return self._data
 
+    def _documents(self, task: Any) -> tuple[DocumentMaterial, Any]:
+        """Return the data as one stream of tokens, and the task's collator."""
+        source = self.data.build()
+        tokenizer, length = self._build_tokenizer(source), self.batch["length"]
+        self._tools = Tools(tokenizer=tokenizer, length=length)
+        return DocumentMaterial(source, tokenizer), task.collator(tokenizer, length)
+
+    def _records(self, task: Any) -> tuple[RecordMaterial, Any]:
+        """Return the data as records, and what makes rows of them for the task."""
+        source: RecordSource = self.data.build()
+        opened = source.open(task.reads())
+        self._tools = Tools(
+            tokenizer=self._build_tokenizer(opened) if self.tokenizer is not None else None,
+            processor=self.processor.build() if self.processor is not None else None,
+            length=self.batch["length"],
+            classes=opened.classes,
+        )
+        task.settle(self._tools)
+        return RecordMaterial(source, opened, self._tools.tokenizer), task.examples(self._tools)
+
+    def _build_tokenizer(self, corpus: Any) -> Any:
+        assert self.tokenizer is not None
+        return build_tokenizer(self.tokenizer, corpus, self._tower[1].get("input", {}).get("vocab"))
+
     @property
-    def tokens(self) -> Any:
-        """The tokenizer, once `prepare` was called."""
-        return self._tokenizer
+    def tools(self) -> Tools:
+        """The tokenizer, the processor and the classes, once `prepare` was called."""
+        return self._tools
 
     def build_task(self, model: nn.Module) -> Any:
         """Build the task of a model, and hand it the teacher where it learns from one.
@@ -201,7 +242,7 @@ class Experiment:
             if self.teacher is not None:
                 self.teacher.start(model)
         else:
-            model, self._model = self._model or initial(self.model.data, self.init_from), None
+            model, self._model = self._model or initial(self.model.data, self.init_from, self.seed), None
         self._choose_parts(model)
         return model.train()
 

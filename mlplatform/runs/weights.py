@@ -15,6 +15,7 @@ from torch import nn
 from mlplatform.errors import CheckpointError, listing
 from mlplatform.interop import fetch, load
 from mlplatform.models import build
+from mlplatform.models.building import initialise_module
 from mlplatform.models.trained import frozen_digest
 from mlplatform.registry import Spec
 from mlplatform.runs.config_file import leaves, read_config
@@ -22,6 +23,8 @@ from mlplatform.training.adapters import merge
 from mlplatform.training.checkpoints import STATE, newest_whole
 
 log = logging.getLogger(__name__)
+HEAD = "head."
+"""Where the weights of a model's head are."""
 
 
 def load_run(
@@ -71,8 +74,13 @@ def _check_base(model: nn.Module, checkpoint: Path, source: str) -> None:
         raise CheckpointError(f"{checkpoint}: its adapter stands on other weights than those of init_from={source} now")
 
 
-def initial(spec: dict[str, Any], source: str) -> nn.Module:
+def initial(spec: dict[str, Any], source: str, seed: int = 0) -> nn.Module:
     """Build a model with the weights `init_from` names; warn of values that differ between the two.
+
+    A head that is not among them, or has other sizes there, is a new one: it is initialised, and said so.
+
+    Args:
+        seed: of a new head.
 
     Raises:
         CheckpointError: the source is missing, damaged or of another model.
@@ -87,15 +95,20 @@ def initial(spec: dict[str, Any], source: str) -> nn.Module:
     model = build(spec, device="meta")
     weights = loaded.state_dict()
     ours, theirs = ({name: t.shape for name, t in held.items()} for held in (model.state_dict(), weights))
-    if ours != theirs:
-        name = next(n for n in (*ours, *theirs) if ours.get(n) != theirs.get(n))
+    other = [name for name in (*ours, *theirs) if ours.get(name) != theirs.get(name)]
+    if wrong := [name for name in other if not name.startswith(HEAD)]:
+        name = wrong[0]
         raise CheckpointError(
             f"init_from={source}: {name} is {list(theirs.get(name, ()))} there and "
             f"{list(ours.get(name, ()))} in this run's model; choose the model's YAML of that size"
         )
-    if other := _differences(spec, loaded.spec):  # type: ignore[arg-type]
-        log.warning("init_from=%s was made with other values than this run's model: %s", folder, listing(other))
-    model.load_state_dict(weights, assign=True)
+    if fresh := [name for name in other if name in ours]:
+        log.warning("init_from=%s has no weights for %s: initialised", folder, listing(fresh, 3))
+        initialise_module(model, HEAD[:-1], torch.device("cpu"), torch.float32, seed)
+    if found := _differences(spec, loaded.spec):  # type: ignore[arg-type]
+        log.warning("init_from=%s was made with other values than this run's model: %s", folder, listing(found))
+    kept = {name: tensor for name, tensor in weights.items() if name in ours and name not in other}
+    model.load_state_dict(kept, assign=True, strict=not fresh)
     return model
 
 

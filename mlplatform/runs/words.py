@@ -21,35 +21,44 @@ def banner(folder: Path, record: dict[str, Any], config: dict[str, Any], resumed
     trunk, optimizer = config["model"].get("trunk", {}), config["optimizer"]
     batch, trainer = Spec(config["batch"], "batch", "batch"), Spec(config["trainer"], "trainer", "trainer")
     data, parameters = record["data"], record["parameters"]
-    train, trained = data["train"], record.get("trained_parameters", parameters)
+    trained = record.get("trained_parameters", parameters)
     part = f" ({count(trained)} of them train)" if trained != parameters else ""
     shape = f", dim {trunk['dim']}, {trunk['depth']} layers" if "dim" in trunk else ""
     name = (config["model"].get("hf") or {}).get("model_type") or config["model"]["kind"]
     lines = [
         f"run    {folder}" + (f"   (resumed at step {resumed})" if resumed else ""),
         f"model  {name}, {count(parameters)} parameters{part}{shape}; task {config['task']['kind']}",
-        f"data   {train['documents']} documents, {count(train['tokens'])} tokens, vocabulary {data['vocabulary']}; "
-        f"{batch['sequences']} x {batch['length']} tokens a step",
+        f"data   {_amount(data)}; {batch['sequences']} {_each(data, batch)} a step",
         f"train  {trainer['max']}, {trainer['precision']}, {optimizer.get('kind') or optimizer['_target_']}, "
         f"strategy {config['strategy']['kind']} on {trainer['devices']} device(s), seed {config.get('seed', 0)}",
     ]
     return lines
 
 
+def _amount(data: dict[str, Any]) -> str:
+    """Say how much there is to train on, of documents or of records."""
+    train, words = data["train"], f", vocabulary {data['vocabulary']}" if data.get("vocabulary") else ""
+    if "records" not in train:
+        return f"{train['documents']} documents, {count(train['tokens'])} tokens{words}"
+    classes = "".join(f", {len(names)} classes of {field}" for field, names in (data.get("classes") or {}).items())
+    return f"{train['records']} records{classes}{words}"
+
+
+def _each(data: dict[str, Any], batch: Spec) -> str:
+    return "records" if "records" in data["train"] else f"x {batch['length']} tokens"
+
+
 def summary(folder: Path, record: dict[str, Any], sample: str | None) -> list[str]:
     """Return the lines a run ends with: how it went, a sample, where it is."""
     values = record.get("metrics") or {}
     best = record.get("best") or {}
-    names = {
-        "validation/loss": "loss",
-        "validation/bits_per_byte": "bits per byte",
-        "validation/perplexity": "perplexity",
-    }
-    figures = ", ".join(f"{label} {values[name]:.4f}" for name, label in names.items() if name in values)
+    held_out = {name: value for name, value in values.items() if name.startswith("validation/")}
+    order = sorted(held_out, key=lambda name: (name != "validation/loss", name))
+    figures = ", ".join(f"{name.partition('/')[2].replace('_', ' ')} {held_out[name]:.4f}" for name in order)
     took = record.get("seconds", 0.0)
     lines = [f"{record['status']} after {record['steps']} steps, {took:.0f} s of training"]
     if figures:
-        lines.append(f"validation  {figures}" + (f"   (best loss at step {best['step']})" if best else ""))
+        lines.append(f"validation  {figures}" + (f"   (best at step {best['step']})" if best else ""))
     if sample:
         shown = sample.strip("\n").splitlines()
         lines += ["sample", *(f"  | {_printable(line)}" for line in shown[:12])]

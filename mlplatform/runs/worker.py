@@ -104,11 +104,14 @@ def _train(folder: Path, experiment: Experiment | None, screen: Screen | None, w
     if checkpoint is not None:
         _check_data(folder, batches.record())
     task = experiment.build_task(experiment.build_model())
+    if task.reads_records:
+        task.settle(experiment.tools, batches.records("validation"))
     kept = Recorders(metrics.Metrics(folder), [], print)
     if screen is not None:
         _begin(folder, screen, task.model, batches.record(), step_of(checkpoint) if checkpoint else 0, notes)
-        if not (folder / "tokenizer").is_dir():
-            experiment.tokens.save(folder / "tokenizer")
+        for name, tool in (("tokenizer", experiment.tools.tokenizer), ("processor", experiment.tools.processor)):
+            if tool is not None and not (folder / name).is_dir():
+                tool.save(folder / name)
         kept = Recorders(metrics.Metrics(folder), trackers(experiment.logger), screen.say)
         kept.start(folder, read_shown(folder))
     hugging_face = _hugging_face_config(task.model)
@@ -134,7 +137,7 @@ def _train(folder: Path, experiment: Experiment | None, screen: Screen | None, w
             extra=complete,
         )
         if screen is not None:
-            _end(folder, result, experiment, task.model, screen)
+            _end(folder, result, experiment, task, screen)
     except BaseException as error:
         kept.finish("preempted" if isinstance(error, Terminated | KeyboardInterrupt) else "failed")
         raise
@@ -176,13 +179,12 @@ def _begin(folder: Path, screen: Screen, model: Any, data: dict[str, Any], step:
         screen.say(line)
 
 
-def _end(folder: Path, result: Result, experiment: Experiment, model: torch.nn.Module, screen: Screen) -> None:
+def _end(folder: Path, result: Result, experiment: Experiment, task: Any, screen: Screen) -> None:
     """Write down how the session ended, with a sample when the run is done, and say it."""
     metrics.write_table(folder)
     sample = None
-    goes_on = getattr(getattr(model, "head", None), "task", "") == "causal_lm" and not hasattr(model, "decoder")
-    if result.status == "finished" and goes_on:
-        sample = _sample(folder, result.steps, experiment, model, screen)
+    if result.status == "finished" and task.goes_on:
+        sample = _sample(folder, result.steps, experiment, task.model, screen)
     sessions = record.read(folder)["sessions"]
     sessions[-1] |= {"end": time.time(), "to_step": result.steps, "status": result.status}
     final = record.update(
@@ -192,7 +194,7 @@ def _end(folder: Path, result: Result, experiment: Experiment, model: torch.nn.M
         steps=result.steps,
         tokens=result.tokens,
         seconds=round(result.seconds, 3),
-        best={"step": result.best[0], "validation/loss": result.best[1]} if result.best else None,
+        best={"step": result.best.step, result.best.metric: result.best.value} if result.best else None,
         metrics=metrics.last_values(metrics.read(folder)),
         sessions=sessions,
     )
@@ -203,7 +205,8 @@ def _end(folder: Path, result: Result, experiment: Experiment, model: torch.nn.M
 def _sample(folder: Path, step: int, experiment: Experiment, model: torch.nn.Module, screen: Screen) -> str | None:
     """Write a text of the model's into samples/; what can't be sampled from is said and is no failure."""
     try:
-        text = generate(model, experiment.tokens, experiment.prompt, max_new_tokens=SAMPLE_TOKENS, seed=experiment.seed)
+        words, start = experiment.tools.tokenizer, experiment.prompt
+        text = generate(model, words, start, max_new_tokens=SAMPLE_TOKENS, seed=experiment.seed)
     except PlatformError as error:
         screen.say(f"no sample: {error}")
         return None

@@ -16,6 +16,8 @@ from mlplatform.tasks.task import Batch, Task, count_targets
 class CausalLM(Task):
     """Each token is predicted from those before it in its document. Metrics: loss (nats), perplexity, bits per byte."""
 
+    goes_on = True
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
 

@@ -45,7 +45,7 @@ class Distillation(Task):
     ) -> None:
         own: Task = objective.build(model=model)
         self.head_task, self.attention = own.head_task or objective.kind, own.attention
-        self.assembly, self.layouts = own.assembly, own.layouts
+        self.assembly, self.layouts, self.goes_on = own.assembly, own.layouts, own.goes_on
         if self.assembly != "single_tower" or own.head_task:
             raise SpecError(f"objective={objective.kind}: a teacher is listened to in masked_lm and causal_lm")
         if soft == cosine == 0:

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mlplatform.context import Output
 from mlplatform.data.examples import Examples, Tools
 from mlplatform.data.packing import Rows
 from mlplatform.data.records import Reads, Record
+from mlplatform.errors import SpecError, listing
 from mlplatform.tasks.task import Batch, Task
 
 
 class RecordTask(Task):
-    """A task that learns from records. A subclass says four things: `reads`, `examples`, `targets` and `metrics`.
+    """A task that learns from records. A subclass says `reads`, `examples`, `targets` and what it measures.
 
     What it shows of its own is in `measures` (torchmetrics, or anything with their methods), which `observe` feeds, and
     in `predictions`, which `mlplatform evaluate` writes.
@@ -45,9 +46,17 @@ class RecordTask(Task):
         """
         raise NotImplementedError
 
-    def settle(self, tools: Tools) -> None:
-        """Take the run's tools: what the metrics are made with. Raises SpecError when the model doesn't fit them."""
-        self.tools = tools
+    def settle(self, tools: Tools, held_out: Sequence[Record] = ()) -> None:
+        """Take the run's tools and the records that are validated. Raises SpecError when the model doesn't fit."""
+        self.tools, self.held_out = tools, held_out
+        self.prepare_measures(tools)
+
+    def prepare_measures(self, tools: Tools) -> None:
+        """Make the `measures`. Raises SpecError when the model doesn't fit the data."""
+
+    def scored(self, batch: Batch) -> Output:
+        """Return the model's output with the logits, which metrics read."""
+        return self.model(**self.inputs(batch))
 
     def train_rows(self, rows: Rows) -> Rows:
         """Return the rows of training as this task wants them: mixed with others, for one."""
@@ -60,3 +69,13 @@ class RecordTask(Task):
     def metrics(self, sums: Tensor) -> dict[str, float]:
         total, count, _ = sums.tolist()
         return {"validation/loss": total / count}
+
+
+def check_classes(model: nn.Module, count: int, names: Sequence[str]) -> None:
+    """Raise SpecError when a model's head has not as many outputs as the data has classes."""
+    if count == len(names):
+        return
+    head: Any = model.spec["head"]  # type: ignore[index]
+    key = f"model.heads.{head}.labels" if isinstance(head, str) else "model.head.labels"
+    told = f"the head has {count} outputs, and the data {len(names)} classes ({listing(names, 6)})"
+    raise SpecError(f"{told}; set {key}={len(names)}")

@@ -47,18 +47,24 @@ class Task(L.LightningModule):
         figures: the last step's, set just before its weights change.
     """
 
+    kind: str
+    """Its name in YAML."""
     attention = "causal"
     """What the self-attention of the tower that reads the input must be: `causal`, `full` or `any`."""
     head_task = ""
     """What the model's head must be made for; empty for the task's own kind."""
     assembly = "single_tower"
     """`encoder_decoder` for a task whose labels a decoder writes."""
+    reads_key = "input_ids"
+    """The key of the batch that the model's tower reads: `pixel_values` of images, `input_values` of sound."""
     layouts: tuple[str, ...] = ("packed", "padded")
     """The layouts of rows its batches can be made of."""
     reads_records = False
     """Whether it learns from records (record_task.py), not from a stream of documents."""
     own_keys: tuple[str, ...] = ("num_bytes", "numbers", "filler")
     """Keys of its batches that the task reads and the model does not get."""
+    goes_on = False
+    """Whether its model goes on from a text, so that a run can end with a sample."""
     monitor = "validation/loss"
     """The metric by which the best checkpoint is chosen, unless the trainer names another."""
 
@@ -258,9 +264,12 @@ def check_fit(task: Task, model: nn.Module) -> None:
 
     A head says which task it is for; the self-attention of the tower must see what the task lets it see.
     """
-    name = str(task.kind)  # type: ignore[attr-defined]
+    name = task.kind
     head, trunk = getattr(model, "head", None), getattr(model, "trunk", None)
     made_for, kind = getattr(head, "task", None), getattr(model, "kind", "model")
+    read = getattr(getattr(trunk, "input", None), "reads", task.reads_key)
+    if read != task.reads_key:
+        raise SpecError(f"task={name} gives the model {task.reads_key}, and this {kind} reads {read}")
     seen = {"causal" if m.causal else "full" for m in (trunk or model).modules() if hasattr(m, "causal")}
     fits, written = made_for == (task.head_task or name), kind == "encoder_decoder"
     seen_alike = task.attention == "any" or seen <= {task.attention}

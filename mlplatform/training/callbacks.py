@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch.optim import Optimizer
 
+from mlplatform.errors import RunError, did_you_mean, listing
 from mlplatform.training.checkpoints import folder_name, prune
 from mlplatform.training.ema import AveragedWeights
 from mlplatform.training.intervals import Clock, Length
@@ -35,6 +36,14 @@ class Plan:
     save: Length | None
 
 
+class Best(NamedTuple):
+    """The best validation so far, by the metric that chooses."""
+
+    step: int
+    metric: str
+    value: float
+
+
 class Session(Callback):
     """Drives a run from its first to its last step.
 
@@ -44,6 +53,7 @@ class Session(Callback):
     Args:
         folder: of the checkpoints; None saves nothing.
         keep, keep_best: how many checkpoints stay (see checkpoints.prune).
+        monitor: the metric that says which are best; None for the task's own.
         batches: returns the validation loader; None doesn't validate.
     """
 
@@ -57,6 +67,7 @@ class Session(Callback):
         folder: Path | None,
         keep: int,
         keep_best: int,
+        monitor: str | None = None,
         batches: Callable[[], Any] | None,
         ema: AveragedWeights | None,
         recorder: Recorder | None,
@@ -66,14 +77,15 @@ class Session(Callback):
     ) -> None:
         self.plan, self.factor, self.feed, self.speed = plan, factor, feed, speed
         self.folder, self.keep, self.keep_best, self.batches, self.ema = folder, keep, keep_best, batches, ema
+        self.monitor = monitor
         self.recorder, self.display, self.signals, self.now = recorder, display, signals, now
         self.timed = any(part and part.unit == "seconds" for part in (plan.whole, plan.log, plan.validate, plan.save))
         self.clock = Clock()
         self.window = {"loss": 0.0, "targets": 0}
         self.rate = 0.0
         self.measured: dict[str, float] = {}
-        self.validation_loss: float | None = None
-        self.best: tuple[int, float] | None = None
+        self.score: float | None = None
+        self.best: Best | None = None
         self.saved: Path | None = None
         self.preempted: str | None = None
         self.tick = 0.0
@@ -107,15 +119,15 @@ class Session(Callback):
         if self.folder is not None and (done or end or self._due(self.plan.save, before)):
             self._save(trainer)
         trainer.should_stop = done or end
-        self.validation_loss = None
+        self.score = None
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["clock"], checkpoint["window"] = self.clock.state_dict(), dict(self.window)
-        checkpoint["validation_loss"], checkpoint["best"] = self.validation_loss, self.best
+        checkpoint["score"], checkpoint["best"] = self.score, self.best
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         self.clock, self.window = Clock(**checkpoint["clock"]), dict(checkpoint["window"])
-        self.best = None if checkpoint["best"] is None else (checkpoint["best"][0], checkpoint["best"][1])
+        self.best = None if checkpoint["best"] is None else Best(*checkpoint["best"])
 
     def _advance(self, trainer: L.Trainer, module: L.LightningModule) -> Clock:
         """Move the clock by one step; return what it was."""
@@ -169,12 +181,21 @@ class Session(Callback):
         averaged = self.ema.applied(module) if self.ema is not None else contextlib.nullcontext()
         with averaged:
             values = validate(trainer, module, self.batches())
-        self.validation_loss = values["validation/loss"]
-        if self.best is None or self.validation_loss < self.best[1]:
-            self.best = (self.clock.steps, self.validation_loss)
+        self._judge(module, values)
         self._record(values)
         figures = " ".join(f"{name.partition('/')[2]}={value:.4f}" for name, value in values.items())
         self.display.say(f"step={self.clock.steps} validation: {figures}")
+
+    def _judge(self, module: Any, values: dict[str, float]) -> None:
+        """Set the score of this step, lower is better, and the best so far."""
+        name = self.monitor or module.monitor
+        if name not in values:
+            near = did_you_mean(name, values)
+            raise RunError(f"trainer.monitor={name} is no metric of this run{near}; there are {listing(values)}")
+        sign = -1 if module.higher_is_better(name) else 1
+        self.score = sign * values[name]
+        if self.best is None or self.score < sign * self.best.value:
+            self.best = Best(self.clock.steps, name, values[name])
 
     def _save(self, trainer: L.Trainer) -> None:
         assert self.folder is not None

@@ -86,18 +86,18 @@ def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def prune(folder: Path, keep: int, keep_best: int) -> None:
-    """Delete all checkpoints but the newest `keep` and the `keep_best` of the lowest validation loss."""
+    """Delete all checkpoints but the newest `keep` and the `keep_best` of the lowest score."""
     found = checkpoints(folder)
-    losses = {path: validation_loss(path) for path in found}
-    ranked = sorted((p for p in found if losses[p] is not None), key=lambda p: (losses[p], -step_of(p)))
+    scores = {path: score(path) for path in found}
+    ranked = sorted((p for p in found if scores[p] is not None), key=lambda p: (scores[p], -step_of(p)))
     for path in set(found) - set(found[-keep:]) - set(ranked[:keep_best]):
         _remove(path)
 
 
-def validation_loss(path: Path) -> float | None:
-    """Return the validation loss at a checkpoint's step; None when there was no validation at it."""
+def score(path: Path) -> float | None:
+    """Return how good a checkpoint is, lower is better; None when there was no validation at its step."""
     try:
-        loss = json.loads((path / MANIFEST).read_text())["validation_loss"]
+        loss = json.loads((path / MANIFEST).read_text())["score"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return loss if isinstance(loss, float) and math.isfinite(loss) else None
@@ -175,7 +175,7 @@ class FolderIO(CheckpointIO):
 
 
 def _write(checkpoint: dict[str, Any], folder: Path) -> float | None:
-    """Write everything but the manifest; return the validation loss."""
+    """Write everything but the manifest; return the score."""
     weights = {name.removeprefix(PREFIX): tensor for name, tensor in checkpoint.pop("state_dict").items()}
     checkpoint["optimizer"], moments = _split_optimizer(checkpoint.pop("optimizer_states")[0])
     _save(weights, folder / "model.safetensors")
@@ -183,16 +183,16 @@ def _write(checkpoint: dict[str, Any], folder: Path) -> float | None:
     if "ema" in checkpoint:
         _save(checkpoint.pop("ema"), folder / "ema.safetensors")
     (folder / STATE).write_text(json.dumps(checkpoint))
-    return checkpoint.get("validation_loss")
+    return checkpoint.get("score")
 
 
-def _close(folder: Path, step: int, loss: float | None) -> None:
+def _close(folder: Path, step: int, score: float | None) -> None:
     """Flush every file, write the manifest, flush it and the folder."""
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         _flush(path)
         files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": _checksum(path)}
-    manifest = {"format": 1, "step": step, "validation_loss": loss, "files": files}
+    manifest = {"format": 1, "step": step, "score": score, "files": files}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
     _flush(folder / MANIFEST)
     _flush(folder)

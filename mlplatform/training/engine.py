@@ -20,7 +20,7 @@ from mlplatform.errors import RunError, SpecError
 from mlplatform.models.costs import training_flops_per_token
 from mlplatform.registry import Spec
 from mlplatform.training import optimizers, precision
-from mlplatform.training.callbacks import Session
+from mlplatform.training.callbacks import Best, Session
 from mlplatform.training.checkpoints import FolderIO, clean, newest_whole, prune
 from mlplatform.training.ema import AveragedWeights
 from mlplatform.training.meters import Feed, Speed, peak_flops
@@ -34,13 +34,13 @@ from mlplatform.training.trainable import Batches, Recorder
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended. `best` is (step, validation loss); `checkpoint` the last one this session wrote."""
+    """How a run ended; `checkpoint` is the last one this session wrote."""
 
     status: Literal["finished", "preempted"]
     steps: int
     tokens: int
     seconds: float
-    best: tuple[int, float] | None
+    best: Best | None
     checkpoint: Path | None
 
 
@@ -117,6 +117,7 @@ def fit(
             folder=folder,
             keep=settings.keep,
             keep_best=settings.keep_best,
+            monitor=settings.monitor,
             batches=data.val_dataloader if validates else None,
             ema=ema,
             recorder=recorder if first else None,

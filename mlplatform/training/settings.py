@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from mlplatform.errors import SpecError
-from mlplatform.registry import Fraction, Interval, Natural, Positive, PositiveFloat, block
+from mlplatform.registry import Fraction, Interval, Natural, Positive, PositiveFloat, Text, block
 from mlplatform.training.callbacks import Plan
 from mlplatform.training.intervals import Length, every
 from mlplatform.training.precision import PrecisionName
@@ -23,7 +23,8 @@ class TrainerSettings:
         accelerator: `auto` takes CUDA where there is some.
         clip_norm: largest norm of the gradient; null for no limit.
         log_every, validate_every, checkpoint_every: how often; null for only at the end.
-        keep: how many of the newest checkpoints stay. keep_best: how many of the lowest validation loss stay too.
+        keep: how many of the newest checkpoints stay. keep_best: how many of the best validation stay too.
+        monitor: the metric that says which are best, such as `validation/accuracy`; null for the task's own.
         ema: decay of averaged weights, which validation then uses; null for none.
         compile: torch.compile for each layer; the first step takes a minute.
         activation_checkpointing: layers are computed again in the backward pass instead of being kept.
@@ -42,6 +43,7 @@ class TrainerSettings:
         checkpoint_every: Interval | None = "100 steps",
         keep: Positive = 2,
         keep_best: Natural = 1,
+        monitor: Text | None = None,
         ema: Fraction | None = None,
         compile: bool = False,
         activation_checkpointing: bool = False,
@@ -53,7 +55,7 @@ class TrainerSettings:
         self.accelerator: Accelerator = accelerator
         self.devices, self.clip_norm = devices, clip_norm
         self.log_every, self.validate_every, self.checkpoint_every = log_every, validate_every, checkpoint_every
-        self.keep, self.keep_best, self.ema = keep, keep_best, ema
+        self.keep, self.keep_best, self.monitor, self.ema = keep, keep_best, monitor, ema
         self.compile, self.activation_checkpointing = compile, activation_checkpointing
 
     def plan(self, steps_per_epoch: float) -> Plan:

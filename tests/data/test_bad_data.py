@@ -137,7 +137,9 @@ def test_too_little_text_says_how_much_is_needed(write_rows: Callable[..., Path]
     with pytest.raises(
         DataError, match=r"has \d+ tokens to train on \(13 bytes\), and one sequence takes 256.*batch\.length"
     ):
-        DataModule(DocumentMaterial(source, bpe), _batch(length=256, layout=layout), NextToken(bpe.filler), 0, 0, 1).setup()
+        DataModule(
+            DocumentMaterial(source, bpe), _batch(length=256, layout=layout), NextToken(bpe.filler), 0, 0, 1
+        ).setup()
 
 
 @pytest.mark.parametrize("share", [0.1, 0.999])
@@ -212,7 +214,9 @@ def test_nothing_or_everything_trained_stops_the_run(
 
 
 def test_the_share_of_targets_counts_no_padding(source: Source, bpe: Tokenizer) -> None:
-    module = DataModule(DocumentMaterial(source, bpe), _batch(layout="padded", length=64), NextToken(bpe.filler), 0, 0, 1)
+    module = DataModule(
+        DocumentMaterial(source, bpe), _batch(layout="padded", length=64), NextToken(bpe.filler), 0, 0, 1
+    )
     module.setup()
     batch = module.first_rows(4)
     real = int(batch["attention_mask"].sum())

@@ -61,7 +61,7 @@ def test_the_summary_says_how_it_went() -> None:
     }
     assert summary(Path("r"), known, "\nTo be\n\x1b[2Jor not\n") == [
         "finished after 600 steps, 118 s of training",
-        "validation  loss 2.1250, bits per byte 1.9877, perplexity 8.3720   (best loss at step 500)",
+        "validation  loss 2.1250, bits per byte 1.9877, perplexity 8.3720   (best at step 500)",
         "sample",
         "  | To be",
         "  | \N{REPLACEMENT CHARACTER}[2Jor not",

@@ -16,7 +16,7 @@ from training_runs import Run, in_process
 
 from mlplatform.errors import CheckpointError, RunError
 from mlplatform.training import checkpoints
-from mlplatform.training.checkpoints import FolderIO, clean, damage, folder_name, newest_whole, prune, validation_loss
+from mlplatform.training.checkpoints import FolderIO, clean, damage, folder_name, newest_whole, prune, score
 
 OPTIONS: dict[str, Any] = {"trainer": {"ema": 0.9}, "optimizer": {"kind": "muon"}}
 
@@ -28,7 +28,7 @@ def state(step: int, loss: float | None = None) -> dict[str, Any]:
     groups.append({"lr": 0.2, "betas": (0.9, 0.95), "params": [1], "param_names": ["b"]})
     return {
         "global_step": step,
-        "validation_loss": loss,
+        "score": loss,
         "state_dict": {"model.w": weight, "model.b": weight[0].bfloat16()},
         "optimizer_states": [
             {"state": {0: {"step": torch.tensor(3.0), "m": weight * 2}, 1: {"m": None}}, "param_groups": groups}
@@ -58,7 +58,7 @@ def test_comes_back_as_it_was(tmp_path: Path) -> None:
     assert moments["param_groups"] == given["optimizer_states"][0]["param_groups"]
     assert torch.equal(moments["state"][0]["m"], torch.full((4, 4), 600.0))
     assert moments["state"][1] == {"m": None}
-    assert validation_loss(path) == 1.5
+    assert score(path) == 1.5
 
 
 def test_extra_files_are_guarded_too(tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_the_reported_metrics(tmp_path: Path) -> None:
     assert run.record.curve("train/lr")[1] == pytest.approx(1e-2 / 3)
     assert run.record.curve("train/lr")[4] == pytest.approx(1e-2)
     measured = run.record.curve("validation/loss")
-    assert result.best == (12, measured[12])
+    assert result.best == (12, "validation/loss", measured[12])
     assert run.record.curve("validation/perplexity")[12] == pytest.approx(math.exp(measured[12]))
     per_token = measured[12] / math.log(2) / run.record.curve("validation/bits_per_byte")[12]
     assert per_token == pytest.approx(run.data.material.bytes_per_token, rel=0.1)  # the splits differ a little

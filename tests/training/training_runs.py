@@ -109,7 +109,9 @@ class Run:
         rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         source = JSONLines(path=str(write_source(folder)), validation=0.2)
         collator = self.task.collator(words, shape["length"])
-        self.data = DataModule(DocumentMaterial(source, words), Spec.of(shape, "batch", "batch"), collator, 3, rank, world)
+        self.data = DataModule(
+            DocumentMaterial(source, words), Spec.of(shape, "batch", "batch"), collator, 3, rank, world
+        )
         self.data.setup()
         self.record, self.out = Record(), io.StringIO()
 
