@@ -38,6 +38,19 @@ VERBS = [
     Verb(
         "resume", "[RUN]", "go on with a run that was stopped; without RUN, the last one", "mlplatform.cli.runs:resume"
     ),
+    Verb(
+        "evaluate",
+        "RUN [OVERRIDES]",
+        "measure a run again on any split, and write what it says of each record",
+        "mlplatform.cli.runs:evaluate",
+        (
+            OUTPUTS,
+            JSON,
+            Option("split", "NAME", "train, validation or test (validation)"),
+            Option("limit", "N", "measure N micro-batches only"),
+        ),
+        ("mlplatform evaluate last --split test", "mlplatform evaluate sentiment/last data.test=more.jsonl"),
+    ),
     Verb("ls", "", "list the runs under outputs/", "mlplatform.cli.runs:ls", (JSON,)),
     Verb("compare", "RUN RUN", "show what differs between two runs", "mlplatform.cli.runs:compare", (JSON,)),
     Verb(

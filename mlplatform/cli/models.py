@@ -96,13 +96,15 @@ def _need_empty(target: Path) -> None:
 def copy(source: str, target: Path, arguments: Arguments) -> nn.Module:
     """Load a model strictly, save it at `target` and return it. Raises CheckpointError when something is there."""
     _need_empty(target)
-    from mlplatform.cli.pretrained import folder_of, load, tokenizer_of
+    from mlplatform.cli.pretrained import folder_of, load, processor_of, tokenizer_of
     from mlplatform.interop import save
 
     folder = folder_of(source)
     model = load(folder, config_dirs=arguments.options.get("config-dir", ()))
-    tokenizer = tokenizer_of(folder)
+    tokenizer, processor = tokenizer_of(folder), processor_of(folder)
     save(model, target, tokenizer=tokenizer)
+    if processor is not None:
+        processor.save(target)
     state = model.state_dict()
     size = sum(tensor.nbytes for tensor in state.values()) / 1e6
     told = f"{sum(p.numel() for p in model.parameters()):,} parameters in {len(state)} tensors, {size:,.1f} MB"

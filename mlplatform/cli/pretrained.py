@@ -110,3 +110,15 @@ def tokenizer_of(folder: Path) -> Tokenizer | None:
 
     places = (folder, folder / "tokenizer")  # a run folder keeps it apart
     return next((load_tokenizer(place) for place in places if (place / "tokenizer.json").is_file()), None)
+
+
+def processor_of(folder: Path) -> Any:
+    """Return what a folder prepares images or sound with, None when it has nothing for them."""
+    places = (folder, folder / "processor")  # a run folder keeps it apart
+    names = ("preprocessor_config.json", "processor_config.json")
+    for place in places:
+        if any((place / name).is_file() for name in names):
+            from mlplatform.processors.configured import folder as load_folder
+
+            return load_folder(path=str(place))
+    return None

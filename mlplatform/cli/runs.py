@@ -9,7 +9,9 @@ from typing import Any
 
 from mlplatform.cli.arguments import Arguments, suggest
 from mlplatform.cli.config import composed
+from mlplatform.errors import SpecError, did_you_mean, listing
 
+SPLITS = ("train", "validation", "test")
 AGES = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
@@ -29,17 +31,15 @@ def ls(arguments: Arguments) -> None:
     elif not found:
         print(f"no runs under {outputs(arguments)}/ yet")
     else:
-        head = ("run", "status", "steps", "loss", "bits/byte", "age")
+        head = ("run", "status", "steps", "loss", "best", "age")
         print(table([head, *(_row(run) for run in found)]))
     newest = found[-1]["run"] if found else None
-    suggest(
-        *([f"mlplatform generate {newest} 'To be'", "mlplatform compare RUN RUN"] if newest else ["mlplatform train"])
-    )
+    suggest(*([f"mlplatform evaluate {newest}", "mlplatform compare RUN RUN"] if newest else ["mlplatform train"]))
 
 
 def _row(run: dict[str, Any]) -> tuple[str, ...]:
-    loss, bits = run.get("validation/loss"), run.get("validation/bits_per_byte")
-    numbers = (f"{loss:.4f}" if loss is not None else "", f"{bits:.4f}" if bits is not None else "")
+    loss, best = run.get("validation/loss"), run.get("best")
+    numbers = (f"{loss:.4f}" if loss is not None else "", f"{run['metric']} {best:.4f}" if best is not None else "")
     status = run["status"] + (f" ({run['error'][:60]})" if run.get("error") else "")
     return (run["run"], status, str(run.get("steps", "")), *numbers, _age(run.get("age")))
 
@@ -85,11 +85,36 @@ def resume(arguments: Arguments) -> None:
     name = [*arguments.plain(most=1), None][0]
     changes = {change.key_or_group: change.value() for change in parse(arguments.overrides())}
     folder = find(name, outputs(arguments))
+    from mlplatform.cli.train import after
     from mlplatform.runs.resume import resume as resume_run
 
     status = resume_run(folder, changes)
-    after = f"mlplatform generate {folder} 'To be'" if status == "finished" else f"mlplatform resume {folder}"
-    suggest(after, "mlplatform ls")
+    suggest(after(folder, status), "mlplatform ls")
+
+
+def evaluate(arguments: Arguments) -> None:
+    """Measure a run on a split and say where its predictions are; `run=NAME` names the run too."""
+    from mlplatform.cli.compose import parse
+    from mlplatform.runs.folder import find
+
+    changes = {change.key_or_group: change.value() for change in parse(arguments.overrides())}
+    name = [*arguments.plain(most=1), changes.pop("run", None)][0]
+    split, limit = arguments.text("split", "validation"), arguments.whole("limit", 0) or None
+    if split not in SPLITS:
+        raise SpecError(f"--split {split}: there are {listing(SPLITS)}{did_you_mean(split, SPLITS)}")
+    folder = find(name, outputs(arguments))
+    from mlplatform.runs.evaluate import evaluate as measure
+
+    done = measure(folder, split, changes, limit)
+    for note in done.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if arguments.flag("json"):
+        print(json.dumps({"run": str(folder), "split": split, "metrics": done.metrics}, indent=2))
+    else:
+        print(table([(metric, f"{value:.6g}") for metric, value in done.metrics.items()]))
+        kept = f"{done.predictions} predictions and the metrics" if done.predictions else "the metrics"
+        print(f"{kept} are in {done.folder}/")
+    suggest(f"mlplatform evaluate {folder} --split train", "mlplatform compare RUN RUN")
 
 
 def verify_resume(arguments: Arguments) -> int:

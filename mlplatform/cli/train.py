@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from mlplatform.cli.arguments import Arguments, suggest
@@ -34,9 +35,16 @@ def train(arguments: Arguments) -> int:
             sizes=lambda: sizes(arguments),
         )
     status = start(folder, experiment)
-    after = f"mlplatform generate {folder} 'To be'" if status == "finished" else f"mlplatform resume {folder}"
-    suggest(after, "mlplatform ls")
+    suggest(after(folder, status), "mlplatform ls")
     return 0
+
+
+def after(folder: Path, status: str) -> str:
+    """Return the command that comes next after a session of a run: only a run that ended with a sample can go on."""
+    if status != "finished":
+        return f"mlplatform resume {folder}"
+    writes = (folder / "samples").is_dir()
+    return f"mlplatform generate {folder} 'To be'" if writes else f"mlplatform evaluate {folder}"
 
 
 def runnable(result: Composed, arguments: Arguments) -> dict[str, Any]:

@@ -72,6 +72,10 @@ class RecordRows:
     def __len__(self) -> int:
         return len(self.records)
 
+    def plain(self) -> RecordRows:
+        """Return the same rows as a held-out split has them: nothing is changed at random."""
+        return RecordRows(self.records, self.examples, training=False)
+
     def record(self, number: int) -> Record:
         """Return the record a row is made of."""
         return self.records[number]

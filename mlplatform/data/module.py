@@ -126,6 +126,7 @@ class DataModule(L.LightningDataModule):
         rows = self.splits.get(split)
         if not rows:
             return []
+        rows = rows.plain() if isinstance(rows, RecordRows) else rows
         return DataLoader(
             _Reader(rows, 0),
             batch_sampler=in_turn(len(rows), self.shape.micro, self.rank, self.world),  # type: ignore[arg-type]

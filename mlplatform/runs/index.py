@@ -36,15 +36,17 @@ def _row(folder: Path, known: dict[str, Any]) -> dict[str, Any]:
         "steps": steps,
         "validation/loss": values.get("validation/loss"),
         "validation/bits_per_byte": values.get("validation/bits_per_byte"),
-        "best": _best(known),
+        **_best(known),
         "age": round(time.time() - known.get("created", time.time())),
         "error": known.get("error"),
     }
 
 
-def _best(known: dict[str, Any]) -> float | None:
-    """Return the value of the metric that chooses, at its best."""
-    return next((value for name, value in (known.get("best") or {}).items() if name != "step"), None)
+def _best(known: dict[str, Any]) -> dict[str, Any]:
+    """Return the metric that chooses, and its value at its best."""
+    found = [(name, value) for name, value in (known.get("best") or {}).items() if name != "step"]
+    name, value = (found or [(None, None)])[0]
+    return {"metric": name and name.removeprefix("validation/"), "best": value}
 
 
 def _status(folder: Path, known: dict[str, Any]) -> str:

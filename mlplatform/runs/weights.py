@@ -14,6 +14,7 @@ from torch import nn
 
 from mlplatform.errors import CheckpointError, listing
 from mlplatform.interop import fetch, load
+from mlplatform.interop.parts import kept_of
 from mlplatform.models import build
 from mlplatform.models.building import initialise_module
 from mlplatform.models.trained import frozen_digest
@@ -66,6 +67,8 @@ def load_run(
     model.to(device)
     if dtype is not None:
         model.to(dtype)
+    if (checkpoint / "config.json").is_file():  # the names of classes, and what else no rule reads
+        model.hf_kept = kept_of(json.loads((checkpoint / "config.json").read_text()), model.spec)  # type: ignore
     return model.eval()
 
 

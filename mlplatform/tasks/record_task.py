@@ -51,6 +51,9 @@ class RecordTask(Task):
         self.tools, self.held_out = tools, held_out
         self.prepare_measures(tools)
 
+        if self.class_field:
+            name_labels(self.model, tools.classes[self.class_field])
+
     def prepare_measures(self, tools: Tools) -> None:
         """Make the `measures`. Raises SpecError when the model doesn't fit the data."""
 
@@ -79,3 +82,10 @@ def check_classes(model: nn.Module, count: int, names: Sequence[str]) -> None:
     key = f"model.heads.{head}.labels" if isinstance(head, str) else "model.head.labels"
     told = f"the head has {count} outputs, and the data {len(names)} classes ({listing(names, 6)})"
     raise SpecError(f"{told}; set {key}={len(names)}")
+
+
+def name_labels(model: nn.Module, names: Sequence[str]) -> None:
+    """Keep the names of the classes with a model, for the config.json it is saved with (`id2label`, `label2id`)."""
+    kept: dict[str, Any] = getattr(model, "hf_kept", None) or {}
+    told = {"id2label": {str(i): name for i, name in enumerate(names)}, "label2id": {n: i for i, n in enumerate(names)}}
+    model.hf_kept = {**kept, **told}  # type: ignore[assignment]

@@ -172,6 +172,10 @@ class Task(L.LightningModule):
         if "filler" in batch:
             return torch.zeros(3, dtype=torch.float64, device=self.device)
         self.observe(batch, out)
+        return self.sums(batch, out)
+
+    def sums(self, batch: Batch, out: Output) -> Tensor:
+        """Return (loss_sum, targets, bytes) of a held-out micro-batch in fp64: what `metrics` is made of."""
         size = batch.get("num_bytes", torch.zeros((), device=self.device))
         return torch.stack([out.loss_sum.double(), out.loss_count.double(), size.double()])
 

@@ -42,6 +42,7 @@ def test_a_row_says_status_steps_losses_and_age(tmp_path: Path) -> None:
         "steps": 8,
         "validation/loss": 2.5,
         "validation/bits_per_byte": 1.5,
+        "metric": "loss",
         "best": 2.25,
         "error": None,
     }

@@ -20,6 +20,9 @@ CONFIG = {
 RECORD = {"parameters": 1_970_000, "data": {"train": {"documents": 690, "tokens": 1_650_000}, "vocabulary": 2048}}
 
 
+RECORDS = {"train": {"records": 1457}, "classes": {"label": ["0", "1", "2"]}, "vocabulary": None}
+
+
 @pytest.mark.parametrize(
     ("number", "text"), [(950, "950"), (3400, "3.4K"), (1.97e6, "2.0M"), (8.03e9, "8.0B"), (1.5e13, "15.0T")]
 )
@@ -34,6 +37,13 @@ def test_the_banner_says_where_what_and_how() -> None:
         "data   690 documents, 1.6M tokens, vocabulary 2048; 32 x 128 tokens a step",
         "train  600 steps, fp32, adamw, strategy single on 1 device(s), seed 3",
     ]
+
+
+def test_the_banner_counts_records_and_their_classes() -> None:
+    lines = banner(Path("r"), {**RECORD, "data": RECORDS}, CONFIG, 0)
+    assert lines[2] == "data   1457 records, 3 classes of label; 32 records a step"
+    words = {**RECORDS, "classes": {}, "vocabulary": 300}
+    assert banner(Path("r"), {**RECORD, "data": words}, CONFIG, 0)[2].startswith("data   1457 records, vocabulary 300;")
 
 
 def test_the_banner_says_what_trains() -> None:

@@ -210,7 +210,11 @@ CLASSIFIER = merge(LLAMA, {"head": {"kind": "sequence_classification", "pool": "
             BERT,
             r"task=causal_lm does not fit .*\(head masked_lm_head, full attention\): masked_lm fits it",
         ),
-        ("causal_lm", CLASSIFIER, r"\(head sequence_classification, causal attention\): sequence_classification fits it"),
+        (
+            "causal_lm",
+            CLASSIFIER,
+            r"\(head sequence_classification, causal .*\): sequence_classification fits it",
+        ),
         ("causal_lm", {**LLAMA, "head": None}, r"\(head none, causal attention\)"),
         (
             "causal_lm",
