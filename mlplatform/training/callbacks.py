@@ -44,6 +44,28 @@ class Best(NamedTuple):
     value: float
 
 
+@dataclass(frozen=True)
+class Course:
+    """When a run does what, and the factor of its learning rate from its start to its end."""
+
+    plan: Plan
+    factor: Factor
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """Which checkpoints stay: the newest `keep`, and the `best` by `monitor` (None: the task's own metric).
+
+    Args:
+        folder: where they are; None saves nothing.
+    """
+
+    folder: Path | None
+    keep: int
+    best: int
+    monitor: str | None = None
+
+
 class Session(Callback):
     """Drives a run from its first to its last step.
 
@@ -51,23 +73,16 @@ class Session(Callback):
     validates, saves, and stops if it is done or was asked to. The last step does all of them.
 
     Args:
-        folder: of the checkpoints; None saves nothing.
-        keep, keep_best: how many checkpoints stay (see checkpoints.prune).
-        monitor: the metric that says which are best; None for the task's own.
         batches: returns the validation loader; None doesn't validate.
     """
 
     def __init__(
         self,
-        plan: Plan,
-        factor: Factor,
+        course: Course,
         feed: Feed,
         speed: Speed,
+        keeping: Keeping,
         *,
-        folder: Path | None,
-        keep: int,
-        keep_best: int,
-        monitor: str | None = None,
         batches: Callable[[], Any] | None,
         ema: AveragedWeights | None,
         recorder: Recorder | None,
@@ -75,10 +90,10 @@ class Session(Callback):
         signals: StopSignals,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.plan, self.factor, self.feed, self.speed = plan, factor, feed, speed
-        self.folder, self.keep, self.keep_best, self.batches, self.ema = folder, keep, keep_best, batches, ema
-        self.monitor = monitor
+        self.course, self.plan, self.feed, self.speed, self.keeping = course, course.plan, feed, speed, keeping
+        self.batches, self.ema = batches, ema
         self.recorder, self.display, self.signals, self.now = recorder, display, signals, now
+        plan = course.plan
         self.timed = any(part and part.unit == "seconds" for part in (plan.whole, plan.log, plan.validate, plan.save))
         self.clock = Clock()
         self.window = {"loss": 0.0, "targets": 0}
@@ -100,7 +115,7 @@ class Session(Callback):
         before = self.clock
         after = replace(before, steps=before.steps + 1, tokens=before.tokens + self._figures(pl_module).tokens)
         unit = self.plan.whole.unit
-        factor = self.factor(before.read(unit), after.read(unit))
+        factor = self.course.factor(before.read(unit), after.read(unit))
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
         self.rate = optimizer.param_groups[0]["lr"]
@@ -116,7 +131,7 @@ class Session(Callback):
             self._log(pl_module)
         if self.batches is not None and (done or self._due(self.plan.validate, before)):
             self._validate(trainer, pl_module)
-        if self.folder is not None and (done or end or self._due(self.plan.save, before)):
+        if self.keeping.folder is not None and (done or end or self._due(self.plan.save, before)):
             self._save(trainer)
         trainer.should_stop = done or end
         self.score = None
@@ -188,7 +203,7 @@ class Session(Callback):
 
     def _judge(self, module: Any, values: dict[str, float]) -> None:
         """Set the score of this step, lower is better, and the best so far."""
-        name = self.monitor or module.monitor
+        name = self.keeping.monitor or module.monitor
         if name not in values:
             near = did_you_mean(name, values)
             raise RunError(f"trainer.monitor={name} is no metric of this run{near}; there are {listing(values)}")
@@ -198,11 +213,12 @@ class Session(Callback):
             self.best = Best(self.clock.steps, name, values[name])
 
     def _save(self, trainer: L.Trainer) -> None:
-        assert self.folder is not None
-        self.saved = self.folder / folder_name(self.clock.steps)
+        kept = self.keeping
+        assert kept.folder is not None
+        self.saved = kept.folder / folder_name(self.clock.steps)
         trainer.save_checkpoint(self.saved, weights_only=False)
         if trainer.is_global_zero:
-            prune(self.folder, self.keep, self.keep_best)
+            prune(kept.folder, kept.keep, kept.best)
 
     def _record(self, values: dict[str, float]) -> None:
         if self.recorder is not None:

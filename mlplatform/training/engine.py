@@ -20,7 +20,7 @@ from mlplatform.errors import RunError, SpecError
 from mlplatform.models.costs import training_flops_per_token
 from mlplatform.registry import Spec
 from mlplatform.training import optimizers, precision
-from mlplatform.training.callbacks import Best, Session
+from mlplatform.training.callbacks import Best, Course, Keeping, Session
 from mlplatform.training.checkpoints import FolderIO, clean, newest_whole, prune
 from mlplatform.training.ema import AveragedWeights
 from mlplatform.training.meters import Feed, Speed, peak_flops
@@ -101,26 +101,17 @@ def fit(
     """
     settings: TrainerSettings = trainer.build()
     place = Place.find(settings.accelerator, settings.devices)
-    first = place.rank == 0
-    shown: Display = (show or display()) if first else Quiet()
-    steps_per_epoch = data.samples_per_epoch / data.shape.sequences
-    plan = settings.plan(steps_per_epoch)
+    shown: Display = (show or display()) if place.rank == 0 else Quiet()
     feed = Feed(data.train_dataloader(), now)
-    ema = AveragedWeights(settings.ema) if settings.ema is not None else None
-    validates = settings.validate_every is not None and len(data.val_dataloader()) > 0
     with StopSignals() as signals, _quiet_lightning():
         session = Session(
-            plan,
-            schedule.build().bind(plan.whole, steps_per_epoch),
+            _course(settings, schedule, data),
             feed,
             _speed(settings, place, task.model, data.shape.length),
-            folder=folder,
-            keep=settings.keep,
-            keep_best=settings.keep_best,
-            monitor=settings.monitor,
-            batches=data.val_dataloader if validates else None,
-            ema=ema,
-            recorder=recorder if first else None,
+            Keeping(folder, settings.keep, settings.keep_best, settings.monitor),
+            batches=_held_out(settings, data),
+            ema=AveragedWeights(settings.ema) if settings.ema is not None else None,
+            recorder=recorder if place.rank == 0 else None,
             display=shown,
             signals=signals,
             now=now,
@@ -128,9 +119,9 @@ def fit(
         task.make_optimizer = partial(_optimizer, optimizer)
         task.clip_norm = settings.clip_norm
         prepare_layers(task.model, settings.compile, settings.activation_checkpointing)
-        callbacks = [Randomness(seed), *([ema] if ema else []), session]
+        callbacks = [Randomness(seed), *([session.ema] if session.ema else []), session]
         engine = _trainer(settings, place, strategy, callbacks, FolderIO(extra))
-        if folder is not None and first:
+        if folder is not None and place.rank == 0:
             clean(folder, resume_from)
             prune(folder, settings.keep, settings.keep_best)
         try:
@@ -139,11 +130,22 @@ def fit(
             raise _with_last_checkpoint(error, folder) from None
         finally:
             shown.close()
-    done = plan.whole.reached(session.clock)
-    clock = session.clock
-    return Result(
-        "finished" if done else "preempted", clock.steps, clock.tokens, clock.seconds, session.best, session.saved
-    )
+    done, clock = session.course.plan.whole.reached(session.clock), session.clock
+    status = "finished" if done else "preempted"
+    return Result(status, clock.steps, clock.tokens, clock.seconds, session.best, session.saved)
+
+
+def _course(settings: TrainerSettings, schedule: Spec, data: Batches) -> Course:
+    """Return when the run does what, and its learning rate over that time."""
+    steps_per_epoch = data.samples_per_epoch / data.shape.sequences
+    plan = settings.plan(steps_per_epoch)
+    return Course(plan, schedule.build().bind(plan.whole, steps_per_epoch))
+
+
+def _held_out(settings: TrainerSettings, data: Batches) -> Callable[[], Any] | None:
+    """Return what gives the validation loader; None for a run that doesn't validate."""
+    validates = settings.validate_every is not None and len(data.val_dataloader()) > 0
+    return data.val_dataloader if validates else None
 
 
 def prepare_layers(model: nn.Module, compiled: bool, checkpointed: bool) -> None:

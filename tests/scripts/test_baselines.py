@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 from collections import Counter, defaultdict
@@ -13,17 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "baselines.py"
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("baselines", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+SCRIPT = "baselines.py"
 
 
 def test_cross_entropies_are_witten_bells(script: ModuleType) -> None:

@@ -1,27 +1,15 @@
 from __future__ import annotations
 
-import importlib.util
 import math
 import sys
 from collections import Counter, defaultdict
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "ngram_baseline.py"
+SCRIPT = "ngram_baseline.py"
 TRAIN = [b"to be or not to be, that is the question", b"whether tis nobler in the mind", b"to"]
 HELD_OUT = [b"to suffer the slings", b"\xc3\xa9 be"]
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("ngram_baseline", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _by_hand(order: int) -> float:
