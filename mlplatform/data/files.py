@@ -21,6 +21,8 @@ from mlplatform.errors import DataError, did_you_mean, listing
 from mlplatform.places import PACKAGE, cache
 
 SHIPPED = PACKAGE / "data" / "texts"
+FETCHED = "fetched:"
+"""Before the name of a set that `mlplatform data fetch` has put in the cache, and a file of it."""
 BLOCK = 1 << 20
 """Bytes read at a time."""
 LONGEST_LINE = 1 << 28
@@ -29,7 +31,7 @@ SETTLED = 2.0
 
 
 def find(path: str | list[str], suffixes: tuple[str, ...], key: str) -> list[Path]:
-    """Return the files that paths, folders, globs and `shipped:NAME` name, each once, folders and globs sorted.
+    """Return the files that paths, folders, globs, `shipped:NAME` and `fetched:SET/FILE` name, each once, in order.
 
     Raises:
         DataError: nothing is there, or it may not be read; names the path and the config key.
@@ -53,6 +55,10 @@ def _find_one(text: str, suffixes: tuple[str, ...], key: str) -> list[Path]:
         if name not in there:
             raise DataError(f"{key}: no shipped text '{name}'{did_you_mean(name, there)}; there are {listing(there)}")
         return [SHIPPED / name]
+    if text.startswith(FETCHED):
+        from mlplatform.data.sets.fetching import resolve
+
+        return _find_one(str(resolve(text.removeprefix(FETCHED))), suffixes, key)
     path = Path(text).expanduser()
     if path.is_dir():
         if not os.access(path, os.R_OK | os.X_OK, effective_ids=True):
