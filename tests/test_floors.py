@@ -36,6 +36,7 @@ THIRD_PARTIES = {
     "soundfile": {"data"},
     "sklearn": {"data"},
     "torchmetrics": {"tasks"},
+    "seqeval": {"tasks"},
     "huggingface_hub": {"interop", "cli"},
     "pyarrow": {"data", "cli"},
     "wandb": {"runs", "training", "cli"},

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mlplatform.processors.tokenizer import Tokenizer
 
 
+FETCHED = "fetched:"
 RUN_NAME = re.compile(r"(^|/)last$|(^|/)\d{4}-\d\d-\d\d_\d{6}(-\d+)?$")
 
 
@@ -89,19 +90,35 @@ def load(
 
 
 def with_sources(config: dict[str, Any], config_dirs: Iterable[str | Path] = ()) -> dict[str, Any]:
-    """Return a run's config with what it stands on found: runs by their names, and the YAML of a teacher of HF's."""
-    start, teacher = config.get("init_from"), config.get("teacher")
-    if start and RUN_NAME.search(start):
-        config = {**config, "init_from": str(folder_of(start, Path(config.get("outputs", "outputs"))))}
+    """Return a run's config with what it stands on found: runs by their names, fetched sets, and a teacher's YAML."""
+    outputs = Path(config.get("outputs", "outputs"))
+    config = dict(config)
+    if config.get("init_from"):
+        config["init_from"] = _found(config["init_from"], outputs)
+    for tool in ("tokenizer", "processor"):
+        if path := (config.get(tool) or {}).get("path"):
+            config[tool] = {**config[tool], "path": _found(path, outputs, tool)}
+    teacher = config.get("teacher")
     if not teacher or teacher.get("model"):
         return config
     from mlplatform.interop.checkpoint_files import read_json
 
-    folder = folder_of(teacher["source"], Path(config.get("outputs", "outputs")))
+    folder = folder_of(_found(teacher["source"], outputs), outputs)
     found = {**teacher, "source": str(folder)}
     if not (folder / "run.json").is_file():
         found["model"] = Families(config_dirs).find(read_json(folder / "config.json"))
     return {**config, "teacher": found}
+
+
+def _found(source: str, outputs: Path, part: str = "") -> str:
+    """Return the folder of a run's name (or a part of it) or of a fetched set; any other source as it is."""
+    if source.startswith(FETCHED):
+        from mlplatform.data.sets.fetching import resolve
+
+        return str(resolve(source.removeprefix(FETCHED)))
+    if RUN_NAME.search(source) and not Path(source).exists():
+        return str(folder_of(source, outputs) / part)
+    return source
 
 
 def tokenizer_of(folder: Path) -> Tokenizer | None:

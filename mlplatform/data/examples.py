@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import cached_property
+from typing import Any, Protocol, cast, overload
 
 import numpy as np
 import torch
@@ -63,27 +64,66 @@ class Examples(Protocol):
         ...
 
 
-class RecordRows:
-    """A split of records as numbered rows. A record is one row in every epoch."""
+class Windows(Examples, Protocol):
+    """Examples that make several rows of a record: of a text longer than a row, for one."""
+
+    def parts(self, record: Record) -> int:
+        """Return how many rows a record makes, one at least."""
+        ...
+
+    def part(self, record: Record, number: int, random: np.random.Generator | None) -> Arrays:
+        """Return one of them, numbered from 0."""
+        ...
+
+
+class RecordRows(Sequence[Record]):
+    """A split of records as numbered rows, the same in every epoch. As a sequence: the record each row is made of."""
 
     def __init__(self, records: Sequence[Record], examples: Examples, training: bool) -> None:
         self.records, self.examples, self.training = records, examples, training
 
+    @cached_property
+    def ends(self) -> NDArray[np.int64] | None:
+        """The number of rows up to the end of each record; None where each makes one."""
+        if not hasattr(self.examples, "parts"):
+            return None
+        examples = cast(Windows, self.examples)
+        return np.cumsum([examples.parts(record) for record in self.records], dtype=np.int64)
+
     def __len__(self) -> int:
-        return len(self.records)
+        if self.ends is None:
+            return len(self.records)
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    @overload
+    def __getitem__(self, number: int) -> Record: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[Record]: ...
+    def __getitem__(self, number: int | slice) -> Record | list[Record]:
+        if isinstance(number, slice):
+            return [self[i] for i in range(*number.indices(len(self)))]
+        return self.records[self.place(number)[0]]
+
+    def place(self, number: int) -> tuple[int, int]:
+        """Return which record a row is made of, and which of its parts it is."""
+        if self.ends is None:
+            return number, 0
+        record = int(np.searchsorted(self.ends, number, side="right"))
+        return record, number - (int(self.ends[record - 1]) if record else 0)
 
     def plain(self) -> RecordRows:
         """Return the same rows as a held-out split has them: nothing is changed at random."""
-        return RecordRows(self.records, self.examples, training=False)
-
-    def record(self, number: int) -> Record:
-        """Return the record a row is made of."""
-        return self.records[number]
+        rows = RecordRows(self.records, self.examples, training=False)
+        rows.__dict__.update({name: value for name, value in self.__dict__.items() if name == "ends"})
+        return rows
 
     def row(self, number: int, seed: int, epoch: int) -> Arrays:
         """Return one row."""
         random = np.random.default_rng((seed, epoch, number + 1, 1)) if self.training else None
-        return self.examples.row(self.records[number], random)
+        record, part = self.place(number)
+        if self.ends is None:
+            return self.examples.row(self.records[record], random)
+        return cast(Windows, self.examples).part(self.records[record], part, random)
 
 
 def stacked(rows: list[Row], fillers: Mapping[str, float]) -> Batch:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import lightning as L
@@ -14,7 +14,6 @@ from mlplatform.data.examples import RecordRows
 from mlplatform.data.material import Material
 from mlplatform.data.order import GlobalBatches, Sample, in_turn
 from mlplatform.data.packing import Rows
-from mlplatform.data.records import Record
 from mlplatform.errors import DataError, SpecError
 from mlplatform.registry import Natural, Positive, Spec, block
 
@@ -135,12 +134,12 @@ class DataModule(L.LightningDataModule):
             generator=torch.Generator(),
         )
 
-    def records(self, split: str) -> Sequence[Record]:
-        """Return the records of a split, in the order of their numbers; only where the data is records."""
+    def records(self, split: str) -> RecordRows:
+        """Return the record of each row of a split; only where the data is records."""
         self.setup()
         rows = self.splits[split]
         assert isinstance(rows, RecordRows)
-        return rows.records
+        return rows.plain()
 
     @property
     def tokenizer(self) -> Any:

@@ -132,15 +132,44 @@ class Tokenizer:
 
         Special tokens spelled out in a text are plain text.
         """
-        if length not in self._cutting:
+        return self._cutting(length).encode(text, pair)
+
+    def cut_words(self, words: Sequence[str], length: int) -> tokenizers.Encoding:
+        """Return the encoding of a text that is cut into words, at most `length` tokens; `word_ids` tells which."""
+        return self._cutting(length).encode(list(words), is_pretokenized=True)
+
+    def windows(self, text: str, pair: str, length: int, stride: int) -> list[tokenizers.Encoding]:
+        """Return encodings of `length` tokens that have the whole text, and together the whole pair.
+
+        Args:
+            stride: tokens of the pair that two neighbours share.
+
+        Raises:
+            ValueError: the text leaves no room for the pair.
+        """
+        backend = self._cutting(length, stride)
+        room = (
+            length - backend.num_special_tokens_to_add(True) - len(self._plain.encode(text, add_special_tokens=False))
+        )
+        if room <= stride:
+            raise ValueError(f"the question takes {taken} of {length} tokens, and windows share {stride}")
+        first = backend.encode(text, pair)
+        return [first, *first.overflowing]
+
+    def _cutting(self, length: int, stride: int | None = None) -> tokenizers.Tokenizer:
+        """Return the backend that cuts at a length: the longer one of a pair, or with `stride` the second."""
+        if (length, stride) not in self._cutters:
             backend = tokenizers.Tokenizer.from_str(self._plain.to_str())
             backend.encode_special_tokens = True
-            backend.enable_truncation(length, strategy="longest_first")
-            self._cutting[length] = backend
-        return self._cutting[length].encode(text, pair)
+            if stride is None:
+                backend.enable_truncation(length, strategy="longest_first")
+            else:
+                backend.enable_truncation(length, stride=stride, strategy="only_second")
+            self._cutters[length, stride] = backend
+        return self._cutters[length, stride]
 
     @cached_property
-    def _cutting(self) -> dict[int, tokenizers.Tokenizer]:
+    def _cutters(self) -> dict[tuple[int, int | None], tokenizers.Tokenizer]:
         return {}
 
     def offsets(self, text: str, *, specials: bool = True) -> list[tuple[int, int]]:

@@ -85,7 +85,8 @@ def _config(folder: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
         if (folder / name).is_dir():
             config[name] = {"kind": kind, "path": str(folder / name)}
     classes = list((known.get("data") or {}).get("classes", {}).values())
-    if len(classes) == 1 and "classes" in Spec(config["data"], "data", "data").signature.fields:
+    other = any(path.startswith("data.") for path in changes)
+    if other and len(classes) == 1 and "classes" in Spec(config["data"], "data", "data").signature.fields:
         config["data"]["classes"] = classes[0]
     for path, value in changes.items():
         put(config, path, value)
@@ -102,8 +103,11 @@ def _measure(task: Any, data: DataModule, split: str, limit: int | None, said: _
         task.observe(there, out)
         sums += task.sums(there, out)
         if task.reads_records:
-            for number, prediction in zip(there["numbers"].tolist(), task.predictions(there, out), strict=True):
+            for number, prediction in zip(there["numbers"].tolist(), task.predictions(there, out), strict=False):
                 said.write(number, task.held_out[number], prediction)
+    if task.reads_records:
+        for number, prediction in task.whole_predictions():
+            said.write(number, task.held_out[number], prediction)
     return {**task.metrics(sums), **task.measured()}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ class RecordTask(Task):
 
     Attributes:
         tools: what the run has to make rows with, once its data is read.
-        held_out: the records that are being validated; a batch's `numbers` say which of them it has.
+        held_out: the record of each row that is validated; a batch's `numbers` say which rows it has.
     """
 
     reads_records = True
@@ -66,8 +66,15 @@ class RecordTask(Task):
         return rows
 
     def predictions(self, batch: Batch, out: Output) -> list[dict[str, Any]]:
-        """Return what the model says of each row of a held-out batch, as plain values."""
+        """Return what the model says of each row of a held-out batch, as plain values.
+
+        None of them where a record takes several rows, or all of them are needed: see `whole_predictions`.
+        """
         raise NotImplementedError
+
+    def whole_predictions(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield (number of a row, prediction) of what can be said only after all rows were seen."""
+        yield from ()
 
     def metrics(self, sums: Tensor) -> dict[str, float]:
         total, count, _ = sums.tolist()

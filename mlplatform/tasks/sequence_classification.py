@@ -61,7 +61,7 @@ class SequenceClassification(RecordTask):
             measure.update(out.logits.float().squeeze(-1), batch["labels"])
 
     def predictions(self, batch: Batch, out: Output) -> list[dict[str, Any]]:
-        logits = out.logits.float().cpu()
+        logits = out.logits.detach().float().cpu()
         if self.problem == "regression":
             return [{"label": float(value)} for value in logits.squeeze(-1)]
         names = self.tools.classes["label"]

@@ -31,6 +31,9 @@ from mlplatform.training.signals import StopSignals
 from mlplatform.training.strategies import Place
 from mlplatform.training.trainable import Batches, Recorder
 
+UNKNOWN_EPOCH = 1e6
+"""Steps of an epoch, before the data is there: many, so that no share of a few epochs is less than a step."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -55,9 +58,9 @@ def preflight(trainer: Spec, strategy: Spec, schedule: Spec | None = None) -> Pl
     place = Place.find(settings.accelerator, settings.devices)
     strategy.build().check(place)
     precision.check(settings.precision, place.device)
-    plan, shape = settings.plan(1.0), schedule.build() if schedule is not None else None
+    plan, shape = settings.plan(UNKNOWN_EPOCH), schedule.build() if schedule is not None else None
     if shape is not None and "epoch" not in f"{trainer.data} {schedule.data if schedule else ''}":
-        shape.bind(plan.whole, 1.0)
+        shape.bind(plan.whole, UNKNOWN_EPOCH)
     return place
 
 

@@ -31,7 +31,7 @@ def asterisk_speech(source: Path, target: Path) -> None:
 
 def _announcements(folder: Path) -> Iterator[tuple[Path, str]]:
     with LABELS.open(encoding="utf-8") as opened:
-        for row in csv.DictReader(opened, delimiter="\t"):
+        for row in csv.DictReader(opened, delimiter="\t", quoting=csv.QUOTE_NONE):
             known = row["matches_upstream_list"] == "1" and not row["file"].startswith("digits/")
             if known and (folder / row["file"]).is_file():
                 yield folder / row["file"], row["whisper_tiny_en"].strip()

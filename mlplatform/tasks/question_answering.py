@@ -1,0 +1,271 @@
+"""Where in a text the answer to a question stands, or that it has none. arXiv:1810.04805, section 4.2"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from mlplatform.context import Output
+from mlplatform.data.collate import Row
+from mlplatform.data.examples import RecordRows, Tools, stacked
+from mlplatform.data.fields import Field, Values, Words
+from mlplatform.data.packing import Arrays
+from mlplatform.data.records import Reads, Record
+from mlplatform.errors import DataError, SpecError
+from mlplatform.registry import Natural, Positive, block
+from mlplatform.tasks.record_task import RecordTask
+from mlplatform.tasks.task import Batch
+
+
+class Span(NamedTuple):
+    """A stretch of a context by its characters, and its score; (0, 0) is no answer."""
+
+    start: int
+    end: int
+    score: float
+
+
+@block("task/question_answering")
+class QuestionAnswering(RecordTask):
+    """Fields: `question`, `context`, and `answers` as SQuAD has them: {text: [...], answer_start: [...]}.
+
+    A context longer than a row is read in windows that overlap. Metrics: exact match and F1 in percent (SQuAD's), each
+    record counting once; where some have no answer also both kinds apart.
+
+    Args:
+        stride: tokens that two neighbouring windows share.
+        longest: tokens of an answer, at most.
+        candidates: answers a record's prediction lists.
+        no_answer_bonus: how much better an answer's score must be than that of none.
+    """
+
+    monitor = "validation/f1"
+    own_keys = (*RecordTask.own_keys, "spans")
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        stride: Natural = 32,
+        longest: Positive = 30,
+        candidates: Positive = 5,
+        no_answer_bonus: float = 0.0,
+    ) -> None:
+        super().__init__(model)
+        self.stride, self.longest, self.candidates, self.bonus = stride, longest, candidates, no_answer_bonus
+
+    def reads(self) -> Reads:
+        return Reads({"question": Words(), "context": Words(), "answers": Answers()}, check=answers_stand_there)
+
+    def examples(self, tools: Tools) -> Questions:
+        if self.stride >= tools.length // 2:
+            raise SpecError(f"task.stride={self.stride} is half of batch.length={tools.length} or more; take less")
+        segments = getattr(self.model.trunk.input, "segments", None) is not None  # type: ignore[union-attr]
+        return Questions(tools.need("tokenizer", self.kind), tools.length, self.stride, segments)
+
+    def prepare_measures(self, tools: Tools) -> None:
+        rows = self.held_out
+        kinds = {bool(rows[i]["answers"]["text"]) for i in range(len(rows))} if isinstance(rows, RecordRows) else set()
+        names = ["exact_match", "f1"]
+        if len(kinds) == 2:
+            names += [f"{name}_{kind}" for kind in ("answered", "unanswered") for name in ("exact_match", "f1")]
+        self.best = BestSpans(self.candidates)
+        self.measures = {name: AnswerScore(self, name) for name in names}
+
+    def targets(self, batch: Batch) -> Tensor:
+        return torch.tensor(batch["labels"].numel(), device=batch["labels"].device)
+
+    def begin_validation(self) -> None:
+        super().begin_validation()
+        self.best.to(self.device)
+        self.best.reset()
+
+    def observe(self, batch: Batch, out: Output) -> None:
+        spans = batch["spans"]  # (rows, length, 2): the characters each token of the context stands for
+        starts, ends = out.start_logits.float(), out.end_logits.float()
+        for row in range(len(spans)):
+            found = best_spans(starts[row], ends[row], spans[row], self.longest, self.candidates)
+            none = float(starts[row, 0] + ends[row, 0])
+            self.best.update(self._place(int(batch["numbers"][row])), [*found, Span(0, 0, none)])
+
+    def answers(self) -> dict[int, list[tuple[str, float]]]:
+        """Return record -> its candidates and their scores, best first; "" is no answer."""
+        found: dict[int, list[tuple[str, float]]] = {}
+        for record, spans in self.best.compute().items():
+            none = min(span.score for span in spans if span.end == 0)  # it has none when no window shows one
+            context = self._record(record)["context"]
+            told = {context[s.start : s.end]: s.score for s in sorted(spans, key=lambda s: s.score) if s.end}
+            told[""] = none + self.bonus
+            found[record] = sorted(told.items(), key=lambda pair: -pair[1])[: self.candidates]
+        return found
+
+    def _place(self, number: int) -> int:
+        """Return which record a row is a window of."""
+        return self.held_out.place(number)[0] if isinstance(self.held_out, RecordRows) else number
+
+    def _record(self, number: int) -> Record:
+        rows = self.held_out
+        return rows.records[number] if isinstance(rows, RecordRows) else rows[number]
+
+    def predictions(self, batch: Batch, out: Output) -> list[dict[str, Any]]:
+        return []
+
+    def whole_predictions(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        rows = self.held_out
+        for record, told in sorted(self.answers().items()):
+            first = record if not isinstance(rows, RecordRows) or rows.ends is None else int(rows.ends[record]) - 1
+            listed = [{"text": text, "score": score} for text, score in told]
+            yield first, {"answer": told[0][0], "candidates": listed}
+
+
+class Answers(Field):
+    """SQuAD's answers: texts and the characters of the context they start at; empty lists for none."""
+
+    name = "answers"
+
+    def clean(self, value: Any, folder: Path) -> dict[str, list[Any]]:
+        if not isinstance(value, Mapping) or not {"text", "answer_start"} <= set(value):
+            raise ValueError("is no {text: [...], answer_start: [...]}, which answers are")
+        texts, starts = list(value["text"]), list(value["answer_start"])
+        if len(texts) != len(starts) or not all(isinstance(text, str) and text for text in texts):
+            raise ValueError(f"has {len(texts)} texts and {len(starts)} starts; each text that isn't empty has one")
+        return {"text": texts, "answer_start": [int(start) for start in starts]}
+
+
+def answers_stand_there(values: Values) -> None:
+    """Raise ValueError when an answer is not what the context has where it is said to start."""
+    answers, context = values["answers"], values["context"]
+    for text, start in zip(answers["text"], answers["answer_start"], strict=True):
+        if start < 0 or context[start : start + len(text)] != text:
+            there = context[max(start, 0) : max(start, 0) + len(text)]
+            raise ValueError(f"'answers' has {text!r} at character {start}, where the context has {there!r}")
+
+
+class Questions:
+    """Rows of a question and a window of its context. Label: where the answer starts and ends, 0 where it isn't."""
+
+    def __init__(self, tokenizer: Any, length: int, stride: int, segments: bool) -> None:
+        self.tokenizer, self.length, self.stride, self.segments = tokenizer, length, stride, segments
+        self._last = lru_cache(4)(self._windows)
+
+    def parts(self, record: Record) -> int:
+        return len(self._last(record["question"], record["context"], record.place))
+
+    def part(self, record: Record, number: int, random: np.random.Generator | None) -> Arrays:
+        made = self._last(record["question"], record["context"], record.place)[number]
+        inside = np.asarray([part == 1 for part in made.sequence_ids])
+        spans = np.where(inside[:, None], np.asarray(made.offsets), -1)
+        row = {"input_ids": np.asarray(made.ids), "spans": spans, "labels": self._label(spans, record["answers"])}
+        if self.segments:
+            row["token_type_ids"] = np.asarray(made.type_ids)
+        return row
+
+    def row(self, record: Record, random: np.random.Generator | None) -> Arrays:
+        return self.part(record, 0, random)
+
+    def _windows(self, question: str, context: str, place: str) -> list[Any]:
+        try:
+            return self.tokenizer.windows(question, context, self.length, self.stride)
+        except ValueError as error:
+            raise DataError(f"{place}: {error}; set batch.length higher") from None
+
+    @staticmethod
+    def _label(spans: np.ndarray[Any, Any], answers: Mapping[str, list[Any]]) -> np.ndarray[Any, Any]:
+        if answers["text"]:
+            first, last = answers["answer_start"][0], answers["answer_start"][0] + len(answers["text"][0])
+            starts = np.flatnonzero((spans[:, 0] <= first) & (first < spans[:, 1]))
+            ends = np.flatnonzero((spans[:, 0] < last) & (last <= spans[:, 1]))
+            if len(starts) and len(ends):
+                return np.asarray([starts[0], ends[-1]])
+        return np.zeros(2, dtype=np.int64)
+
+    def __call__(self, rows: list[Row]) -> Batch:
+        return stacked(rows, {"input_ids": self.tokenizer.filler, "token_type_ids": 0, "spans": -1})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Questions, (self.tokenizer, self.length, self.stride, self.segments)
+
+
+def best_spans(starts: Tensor, ends: Tensor, spans: Tensor, longest: int, count: int) -> list[Span]:
+    """Return the likeliest answers within one window, best first.
+
+    Args:
+        starts, ends: logits (length,). spans: (length, 2) characters, -1 outside the context.
+        longest: tokens of an answer, at most. count: how many.
+    """
+    inside = spans[:, 1] > 0
+    scores = starts[:, None] + ends[None, :]
+    allowed = inside[:, None] & inside[None, :]
+    allowed = allowed.triu() & ~allowed.triu(longest)
+    scores = scores.masked_fill(~allowed, -torch.inf)
+    best, where = scores.flatten().topk(min(count, scores.numel()))
+    found = []
+    for score, place in zip(best.tolist(), where.tolist(), strict=True):
+        if score > -torch.inf:
+            first, last = divmod(place, len(starts))
+            found.append(Span(int(spans[first, 0]), int(spans[last, 1]), score))
+    return found
+
+
+class BestSpans(Metric):
+    """Gathers the candidates of all windows over batches and ranks."""
+
+    full_state_update = False
+    rows: list[Tensor]
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.add_state("rows", [], dist_reduce_fx="cat")
+
+    def update(self, record: int, spans: list[Span]) -> None:
+        """Add the candidates of a window of a record."""
+        told = [(record, *span) for span in spans]
+        self.rows.append(torch.tensor(told, dtype=torch.float64, device=self.device))
+
+    def compute(self) -> dict[int, list[Span]]:
+        """Return the candidates of each record."""
+        found: dict[int, list[Span]] = defaultdict(list)
+        rows = torch.cat(self.rows) if isinstance(self.rows, list) and self.rows else self.rows
+        for record, start, end, score in rows.tolist() if isinstance(rows, Tensor) else []:
+            found[int(record)].append(Span(int(start), int(end), score))
+        return found
+
+
+class AnswerScore:
+    """SQuAD's exact match or F1 in percent, over all records or those with (or without) an answer."""
+
+    higher_is_better = True
+
+    def __init__(self, task: QuestionAnswering, name: str) -> None:
+        self.task, self.name = (task,), name  # a tuple, so that the task is no child of its own measure
+        self.part = {"answered": True, "unanswered": False}.get(name.rpartition("_")[2])
+
+    def to(self, device: Any) -> AnswerScore:
+        return self
+
+    def reset(self) -> None:
+        """The spans are forgotten by the task."""
+
+    def compute(self) -> float:
+        """Return the score; 0 without a record."""
+        from torchmetrics.text import SQuAD
+
+        [task] = self.task
+        measure = SQuAD()
+        for record, told in task.answers().items():
+            texts = task._record(record)["answers"]["text"]
+            if self.part is None or self.part == bool(texts):
+                name = str(record)
+                answers = {"text": texts or [""], "answer_start": [0] * max(1, len(texts))}
+                measure.update([{"prediction_text": told[0][0], "id": name}], [{"answers": answers, "id": name}])
+        if not measure.total:
+            return 0.0
+        return float(measure.compute()["exact_match" if self.name.startswith("exact") else "f1"])
