@@ -148,9 +148,8 @@ class Tokenizer:
             ValueError: the text leaves no room for the pair.
         """
         backend = self._cutting(length, stride)
-        room = (
-            length - backend.num_special_tokens_to_add(True) - len(self._plain.encode(text, add_special_tokens=False))
-        )
+        taken = len(self._plain.encode(text, add_special_tokens=False)) + backend.num_special_tokens_to_add(True)
+        room = length - taken
         if room <= stride:
             raise ValueError(f"the question takes {taken} of {length} tokens, and windows share {stride}")
         first = backend.encode(text, pair)
