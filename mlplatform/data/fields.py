@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mlplatform.errors import DataError
+from mlplatform.errors import DataError, listing
 
 Values = dict[str, Any]
 """A row: its columns, or what a task reads of it."""
@@ -47,6 +47,10 @@ class Field:
     def classes(self, value: Any) -> list[str]:
         """Return the names of the classes a cleaned value holds."""
         return []
+
+    def texts(self, value: Any) -> list[str]:
+        """Return the texts of a cleaned value, where a tokenizer is trained on it."""
+        return [value] if isinstance(value, str) else value or []
 
 
 class Words(Field):
@@ -152,8 +156,32 @@ class Tags(Classes):
         return [Class().clean(one, folder) for one in value]
 
 
+class Turns(Field):
+    """A conversation: a list of turns, each with a `role` and a `content`, at least one of them the assistant's."""
+
+    name, text = "turns", True
+
+    def clean(self, value: Any, folder: Path) -> list[dict[str, Any]]:
+        if not isinstance(value, list) or not value:
+            raise ValueError(f"is {named(value)}, and a list of turns is needed, each with a role and a content")
+        for number, turn in enumerate(value, 1):
+            if not isinstance(turn, Mapping) or not isinstance(turn.get("role"), str):
+                raise ValueError(f"has a turn {number} that is no object with a 'role': {shown(turn)}")
+            try:
+                Words().clean(turn.get("content"), folder)
+            except ValueError as error:
+                raise ValueError(f"has a turn {number} whose 'content' {error}") from None
+        roles = {turn["role"] for turn in value}
+        if "assistant" not in roles:
+            raise ValueError(f"has no turn of the assistant to learn from; its roles are {listing(sorted(roles))}")
+        return [dict(turn) for turn in value]
+
+    def texts(self, value: Any) -> list[str]:
+        return [turn["content"] for turn in value]
+
+
 class Anything(Field):
-    """A value the task itself looks at, such as the turns of a chat."""
+    """A value the task itself looks at."""
 
     name = "anything"
 

@@ -185,10 +185,10 @@ class Splits:
 
     def train_texts(self) -> Iterator[str]:
         """Yield the texts of the train split in order: what a tokenizer is trained on."""
+        fields = self.splits["train"].shaping.reads.fields
         for record in self.splits["train"]:
             for name in self.texts:
-                value = record.get(name)
-                yield from [value] if isinstance(value, str) else value or []
+                yield from fields[name].texts(record.get(name))
 
 
 class RecordSource:

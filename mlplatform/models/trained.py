@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,6 +24,27 @@ def frozen_digest(model: nn.Module) -> str:
             digest.update(f"{name} {tensor.dtype}".encode())
             digest.update(_bytes(tensor))
     return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def adapter_off(model: nn.Module) -> Iterator[None]:
+    """Let a model compute as it did before it got its adapter, without dropout; what trains beside that has changed."""
+    layers: list[Any] = [module for module in model.modules() if hasattr(module, "enable_adapters")]
+    was_training = model.training
+    model.eval()
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+        model.train(was_training)
+
+
+def adapter_alone(model: nn.Module) -> bool:
+    """Whether nothing but an adapter trains, so that without it the model is the one it began as."""
+    return getattr(model, "adapted", False) and all(".lora_" in name for name in trained_names(model))
 
 
 def _bytes(tensor: Tensor) -> Any:

@@ -41,15 +41,20 @@ TRAINED = {
     "causal": {"bos": "<|bos|>", "eos": "<|eos|>", "pad": "<|pad|>"},
     "masked": {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"},
     "sentinels": {"pad": "<pad>", "eos": "</s>", "unk": "<unk>"},
+    "chat": {"bos": "<|bos|>", "eos": "<|im_end|>", "pad": "<|pad|>"},
 }
 """The special tokens of a tokenizer trained here, in the order of their numbers."""
 FRAMES = {
     "causal": ("<|bos|> $A", "<|bos|> $A <|bos|>:1 $B:1"),
     "masked": ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"),
     "sentinels": ("$A </s>", "$A </s> $B:1 </s>:1"),
+    "chat": ("<|bos|> $A", "<|bos|> $A <|bos|>:1 $B:1"),
 }
 SENTINELS = [f"<extra_id_{number}>" for number in range(100)]
 """What T5 puts where a span was taken out."""
+BESIDE = {"sentinels": SENTINELS, "chat": ["<|im_start|>"]}
+"""Special tokens without a role."""
+Specials = Literal["causal", "masked", "sentinels", "chat"]
 SPARE_ROWS = 1024
 """Rows a model may have beyond the tokenizer: sizes are rounded up for speed, by 905 in Phi-2, 267 in Qwen3."""
 
@@ -121,7 +126,8 @@ class Tokenizer:
         """What writes conversations as text, as the model's files say; None where they say nothing."""
         from mlplatform.processors.chat import ChatTemplate
 
-        return ChatTemplate.of_config(self.config, self.source)
+        special = {f"{role}_token": token for role, token in self.special.items()}
+        return ChatTemplate.of_config({**self.config, **special}, self.source)
 
     def encode(self, text: str, *, specials: bool = True) -> list[int]:
         """Return the token numbers, as Hugging Face's tokenizer does; `specials` adds those of its template."""
@@ -179,11 +185,14 @@ class Tokenizer:
         """Return the text; `specials` shows the special tokens in it."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=not specials)
 
+    def plain(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the tokens of each text alone. Special tokens spelled out in a text are plain text."""
+        return [one.ids for one in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
+
     def documents(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
         """Return [start] text [end] of each text. Special tokens spelled out in a text are plain text."""
         start, end = self.frame
-        encoded = self._plain.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.asarray([start, *one.ids, end], dtype=np.uint32) for one in encoded]
+        return [np.asarray([start, *ids, end], dtype=np.uint32) for ids in self.plain(texts)]
 
     def documents_with_bytes(self, texts: Sequence[str]) -> list[tuple[NDArray[np.uint32], NDArray[np.uint32]]]:
         """Return the tokens of `documents`, each with how many UTF-8 bytes of the text its tokens stand for.
@@ -238,7 +247,7 @@ def bpe(
     corpus: Corpus,
     *,
     vocab: Positive,
-    specials: Literal["causal", "masked", "sentinels"] = "causal",
+    specials: Literal["causal", "masked", "sentinels", "chat"] = "causal",
     sample_bytes: Positive = 1_000_000_000,
 ) -> Tokenizer:
     """Byte-level BPE (GPT-2's) trained on the train split of the run's own data and cached. arXiv:1508.07909
@@ -246,7 +255,8 @@ def bpe(
     Args:
         vocab: number of tokens, the 256 bytes and the special tokens counted; less when the text has no more pairs.
         specials: `causal` puts <|bos|> before a text; `masked` frames it as [CLS] text [SEP] and has [MASK];
-            `sentinels` puts </s> after it and has <extra_id_0> to <extra_id_99>, as T5.
+            `sentinels` puts </s> after it and has <extra_id_0> to <extra_id_99>, as T5; `chat` is `causal` with
+            ChatML's <|im_start|> and <|im_end|>, which ends a text too, and its template.
         sample_bytes: of a larger train split, training reads this much from its start.
     """
     least = 256 + len(_specials(specials))
@@ -270,22 +280,32 @@ def file(
     pad: Text | None = None,
     unk: Text | None = None,
     mask: Text | None = None,
+    chat: Literal["chatml"] | None = None,
 ) -> Tokenizer:
     """A tokenizer.json, or a folder that holds one as Hugging Face writes it.
 
     Args:
         path: the file or folder.
         bos, eos, pad, unk, mask: special tokens, where the files name none or others are wanted.
+        chat: the template that writes conversations, where the files have none or another is wanted.
     """
     given = {"bos": bos, "eos": eos, "pad": pad, "unk": unk, "mask": mask}
-    return load(path, {role: token for role, token in given.items() if token is not None})
+    loaded = load(path, {role: token for role, token in given.items() if token is not None})
+    loaded.config.update(_chat_config(chat))
+    return loaded
+
+
+def _chat_config(template: str | None) -> dict[str, Any]:
+    from mlplatform.processors.conversations import CHATML
+
+    return {"chat_template": CHATML} if template == "chatml" else {}
 
 
 def _specials(name: str) -> list[str]:
-    return [*TRAINED[name].values(), *(SENTINELS if name == "sentinels" else [])]
+    return [*TRAINED[name].values(), *BESIDE.get(name, [])]
 
 
-def train(texts: Iterable[str], vocab: int, specials: Literal["causal", "masked", "sentinels"]) -> Tokenizer:
+def train(texts: Iterable[str], vocab: int, specials: Specials) -> Tokenizer:
     """Train a byte-level BPE tokenizer. The result depends on the texts alone."""
     special = TRAINED[specials]
     backend = tokenizers.Tokenizer(models.BPE())
@@ -299,7 +319,7 @@ def train(texts: Iterable[str], vocab: int, specials: Literal["causal", "masked"
     one, two = FRAMES[specials]
     numbers = [(token, backend.token_to_id(token)) for token in special.values()]
     backend.post_processor = processors.TemplateProcessing(single=one, pair=two, special_tokens=numbers)
-    return Tokenizer(backend, special, "the trained tokenizer", {})
+    return Tokenizer(backend, special, "the trained tokenizer", _chat_config("chatml" if specials == "chat" else None))
 
 
 def load(path: Path | str, special: Mapping[str, str] | None = None) -> Tokenizer:

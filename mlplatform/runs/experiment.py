@@ -19,6 +19,7 @@ from mlplatform.data.tokens import build_tokenizer
 from mlplatform.errors import RunError, SpecError, listing
 from mlplatform.models import build
 from mlplatform.models.costs import PRECISIONS
+from mlplatform.models.trained import adapter_alone
 from mlplatform.registry import Natural, Spec, Text, block
 from mlplatform.runs.teacher import Teacher
 from mlplatform.runs.trackers import trackers
@@ -218,7 +219,7 @@ class Experiment:
         return self._tools
 
     def build_task(self, model: nn.Module) -> Any:
-        """Build the task of a model, and hand it the teacher where it learns from one.
+        """Build the task of a model, and hand it the teacher or the reference it learns beside, where it has one.
 
         Raises:
             SpecError: the model doesn't fit the task, or the teacher the student.
@@ -229,7 +230,16 @@ class Experiment:
             if self.teacher is not None:
                 told = f"task={self.task.kind} learns from no teacher; set task=distillation, or leave teacher away"
             raise SpecError(problems=[("teacher", told)])
-        return self.task.build(model=model, **({"teacher": self.teacher.load()} if self.teacher else {}))
+        handed: dict[str, Any] = {"teacher": self.teacher.load()} if self.teacher else {}
+        if "reference" in self.task.signature.handed:
+            handed["reference"] = None if adapter_alone(model) else self._start(next(model.parameters()).is_meta)
+        return self.task.build(model=model, **handed)
+
+    def _start(self, shell: bool) -> nn.Module:
+        """Return the model once more with the weights training starts from, or without any."""
+        if shell or self.init_from is None:
+            return build(self.model, device="meta") if shell else build(self.model, seed=self.seed)
+        return initial(self.model.data, self.init_from, self.seed)
 
     def build_model(self) -> nn.Module:
         """Build the model, with the weights of `init_from` where it is set; what `freeze` names does not train.
