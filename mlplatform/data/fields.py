@@ -42,7 +42,7 @@ class Field:
 
     def content(self, value: Any) -> bytes:
         """Return what decides which split a record of this value is in."""
-        return json.dumps(value, sort_keys=True, ensure_ascii=False).encode()
+        return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str).encode(errors="surrogatepass")
 
     def classes(self, value: Any) -> list[str]:
         """Return the names of the classes a cleaned value holds."""
@@ -63,11 +63,7 @@ class Words(Field):
             raise ValueError(f"is {named(value)}, and a text is needed")
         if not value or value.isspace():
             raise ValueError("has no text in it")
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise ValueError("holds half a surrogate pair, which is no text") from None
-        return value
+        return whole_characters(value)
 
 
 class ListOfWords(Field):
@@ -89,7 +85,7 @@ class Number(Field):
     def clean(self, value: Any, folder: Path) -> float:
         try:
             number = float("nan" if isinstance(value, bool) else value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number):
             raise ValueError(f"is {shown(value)}, and a number is needed")
@@ -122,7 +118,7 @@ class Class(Field):
             raise ValueError(f"is {named(value)}, and the name of a class is needed")
         if not value.strip():
             raise ValueError("is empty, and the name of a class is needed")
-        return value.strip()
+        return whole_characters(value.strip())
 
     def classes(self, value: Any) -> list[str]:
         return [value]
@@ -186,6 +182,14 @@ class Anything(Field):
     name = "anything"
 
 
+class BadFile(ValueError):
+    """A file a row names is missing or can't be read: once it is mended, so is the row."""
+
+    def __init__(self, told: str, path: Path) -> None:
+        super().__init__(told)
+        self.path = path
+
+
 class Media(Field):
     """A file, named from where the table lies, or its bytes in the row."""
 
@@ -198,8 +202,8 @@ class Media(Field):
             value = value["path"]
         if isinstance(value, str) and value:
             path = folder / Path(value).expanduser()
-            if not path.is_file():
-                raise ValueError(f"names {path}, and there is no such file")
+            if not is_file(path):
+                raise BadFile(f"names {path}, and there is no such file", path)
             return path
         if isinstance(value, bytes | Path | np.ndarray):
             return value
@@ -210,6 +214,16 @@ class Media(Field):
         if isinstance(data, np.ndarray):
             data = np.ascontiguousarray(data).tobytes()
         return hashlib.sha256(data).digest()
+
+    def verify(self, value: Any) -> None:
+        try:
+            self.look(value)
+        except (ValueError, DataError) as error:
+            raise (BadFile(str(error), value) if isinstance(value, Path) else ValueError(str(error))) from None
+
+    def look(self, value: Any) -> None:
+        """Read all of a cleaned value. Raises ValueError or DataError when that can't be done."""
+        raise NotImplementedError
 
 
 class Picture(Media):
@@ -224,13 +238,10 @@ class Picture(Media):
         value = super().clean(value, folder)
         return picture(value) if isinstance(value, bytes) else value
 
-    def verify(self, value: Any) -> None:
+    def look(self, value: Any) -> None:
         from mlplatform.processors.image import pixels_of
 
-        try:
-            pixels_of(value, "the image", True)
-        except DataError as error:
-            raise ValueError(str(error)) from None
+        pixels_of(value, "the image", True)
 
     def content(self, value: Any) -> bytes:
         if isinstance(value, Path | np.ndarray):
@@ -244,11 +255,14 @@ class Sound(Media):
     name, what = "audio", "audio file"
 
     def clean(self, value: Any, folder: Path) -> Any:
+        from mlplatform.data.sound import RATE, resampled
+
         if isinstance(value, Mapping) and value.get("array") is not None:
-            return np.asarray(value["array"], dtype=np.float32)
+            samples = np.asarray(value["array"], dtype=np.float32)
+            return resampled(samples, int(value.get("sampling_rate") or RATE), RATE)
         return super().clean(value, folder)
 
-    def verify(self, value: Any) -> None:
+    def look(self, value: Any) -> None:
         from mlplatform.data.sound import read
 
         read(value)
@@ -256,14 +270,33 @@ class Sound(Media):
 
 def picture(data: bytes) -> Any:
     """Return an image of Pillow. Raises ValueError when the bytes are none."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
+
+    from mlplatform.processors.image import UNREADABLE
 
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
             return image
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"holds {len(data)} bytes that are no image: {error}") from None
+
+
+def whole_characters(text: str) -> str:
+    """Return a text. Raises ValueError where it can't be written, which JSON's escapes can make of it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds half a surrogate pair, which is no text") from None
+    return text
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; a text too long for a name is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def named(value: Any) -> str:

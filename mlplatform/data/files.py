@@ -12,7 +12,7 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -46,6 +46,16 @@ def find(path: str | list[str], suffixes: tuple[str, ...], key: str) -> list[Pat
         if not os.access(file, os.R_OK, effective_ids=True):
             raise DataError(f"{key}: {file}: no permission to read this file")
     return list(found)
+
+
+def check_apart(splits: Mapping[str, list[Path]]) -> None:
+    """Raise DataError where one file is in two splits: what is held out would be trained on."""
+    owner: dict[Path, str] = {}
+    for split, files in splits.items():
+        for file in files:
+            if (other := owner.setdefault(file.resolve(), split)) != split:
+                told = f"{file} is also one of the {other} files; name the files apart, by a glob such as train-*.jsonl"
+                raise DataError(f"data.{split}: {told}")
 
 
 def _find_one(text: str, suffixes: tuple[str, ...], key: str) -> list[Path]:
@@ -135,13 +145,16 @@ def text_blocks(file: Path, block: int = BLOCK) -> Iterator[str]:
 
 
 def lines(file: Path) -> Iterator[tuple[int, int, bytes]]:
-    """Yield (line number from 1, byte offset, line) of a file, plain or gzipped; blank lines are left out.
+    """Yield (line number from 1, byte offset, line) of a file, plain or gzipped; blank lines are left out, and so is
+    the mark that says a file is UTF-8.
 
     Raises:
         DataError: a line is longer than 256 MiB, as when a JSON array is taken for JSON Lines.
     """
     number, offset = 0, 0
     with _opened(file) as stream:
+        if stream.peek(3)[:3] == codecs.BOM_UTF8:
+            offset = len(stream.read(3))
         while line := stream.readline(LONGEST_LINE):
             number += 1
             if len(line) == LONGEST_LINE:

@@ -94,6 +94,8 @@ class RecordMaterial:
 
     def splits(self, shape: Any, collator: Examples) -> Mapping[str, Rows]:
         _tell_skipped(self.opened.skipped)
+        if self.opened.untrained:
+            log.warning("classes that no record to train on has: %s", dict(self.opened.untrained))
         return {
             name: RecordRows(records, collator, training=name == "train")
             for name, records in self.opened.splits.items()
@@ -110,6 +112,7 @@ class RecordMaterial:
             "fingerprint": self.opened.content,
             "skipped_rows": dict(self.opened.skipped),
             "filtered_rows": self.opened.filtered,
+            "untrained_classes": dict(self.opened.untrained),
         }
 
 

@@ -19,6 +19,7 @@ from mlplatform.registry import Natural, Positive, Spec, block
 
 Collates = Callable[[list[Row]], Batch]
 FILLER = torch.ones(())
+TOLD_BY = f"{DataError.__module__}.{DataError.__qualname__}: "
 ENDLESS = 2**31 - 1
 """The length a train loader states. Lightning reads one batch ahead of a loader without a length, and the state would
 then count a batch that was not trained on."""
@@ -196,6 +197,8 @@ class TrainLoader:
             for step in loader:
                 self.consumed += shape.sequences
                 yield step
+        except DataError as error:  # of a worker: torch puts the traceback before the message
+            raise DataError(str(error).splitlines()[-1].removeprefix(TOLD_BY)) from None
         except RuntimeError as error:
             if not str(error).startswith("DataLoader"):
                 raise

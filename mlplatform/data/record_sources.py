@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from mlplatform.data.files import find, fingerprint
+from mlplatform.data.files import check_apart, find, fingerprint
 from mlplatform.data.records import RecordSource
 from mlplatform.data.tables import CSVTable, JSONTable, ListTable, ParquetTable, Table
 from mlplatform.errors import DataError
@@ -56,6 +56,7 @@ class TableFiles(RecordSource):
         self.files = {"train": find(path, self.suffixes, "data.path")}
         for split, given in (("validation", validation), ("test", test)):
             self.files[split] = [] if isinstance(given, int | float) else find(given, self.suffixes, f"data.{split}")
+        check_apart(self.files)
         first = self.files["train"][0].name
         self.name = first if len(self.files["train"]) == 1 else f"{first} and {len(self.files['train']) - 1} more"
         super().__init__(

@@ -10,6 +10,7 @@ asked for. The files of a split in the cache:
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections import Counter
@@ -22,13 +23,13 @@ from typing import Any, overload
 import numpy as np
 
 from mlplatform.cached import cached_folder
-from mlplatform.data.fields import Field, Values
+from mlplatform.data.fields import BadFile, Field, Values, is_file
 from mlplatform.data.splits import drawn
 from mlplatform.data.steps import Step
-from mlplatform.data.tables import Place, Table
+from mlplatform.data.tables import Place, Table, stamp
 from mlplatform.errors import DataError, did_you_mean, listing
 
-FORMAT = 1
+FORMAT = 2
 SPLITS = ("train", "validation", "test")
 MOST_CLASSES = 100_000
 
@@ -115,7 +116,8 @@ class Shaping:
             if self.classes is not None:
                 self._check_classes(field.classes(value))
         except ValueError as error:
-            raise ValueError(f"'{column}' {error}") from None
+            error.args = (f"'{column}' {error}",)
+            raise
         return value
 
     def _check_classes(self, found: list[str]) -> None:
@@ -178,6 +180,8 @@ class Splits:
     """A hash of all the data's bytes and of the options that decide what the records are."""
     texts: tuple[str, ...] = ()
     """The fields a tokenizer is trained on."""
+    untrained: Mapping[str, list[str]] = dataclasses.field(default_factory=dict)
+    """The classes no record to train on has, by field; only where bad rows are left out."""
 
     def fingerprint(self) -> str:
         """Return a hash of the texts a tokenizer is trained on."""
@@ -249,7 +253,11 @@ class RecordSource:
             DataError: a file can't be read, a row is bad (its file and number are named), a split is empty, or a class
                 has no record to learn from.
         """
-        fingerprint, tables = self.fingerprint(), self.tables()
+        if strange := [name for name in self.fields if name not in reads.fields]:
+            near = did_you_mean(strange[0], reads.fields)
+            told = f"the task reads no field '{strange[0]}'{near}; it reads {listing(reads.fields)}"
+            raise DataError(f"data.fields: {told} (a field stands before its column: {{text: review}})")
+        tables, fingerprint = self.tables(), self.fingerprint()
         key = hashlib.sha256(f"records {FORMAT} {fingerprint} {reads.key}".encode()).hexdigest()[:32]
         shaping = Shaping(reads, self.steps, self.fields, self.classes)
 
@@ -262,26 +270,35 @@ class RecordSource:
         told = _manifest(folder)
         every = [table for split in SPLITS for table in tables.get(split, [])]
         splits = {name: Records(every, folder / f"{name}.rows", shaping) for name in SPLITS}
-        return Splits(
-            splits, self._classes(reads, told), told["skipped"], told["filtered"], fingerprint, tuple(reads.texts)
-        )
+        classes = self._classes(reads, told)
+        untrained = self._untrained(classes, told)
+        texts = tuple(reads.texts)
+        return Splits(splits, classes, told["skipped"], told["filtered"], fingerprint, texts, untrained)
 
     def _classes(self, reads: Reads, told: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-        """Return the classes of each field, after a look at who has records."""
+        """Return the classes of each field, in the order of their numbers."""
         found: dict[str, tuple[str, ...]] = {}
         for field, counts in told["classes"].items():
-            train = counts.get("train", {})
             known = self.classes or self.known_classes().get(str(self.fields.get(field, field)))
-            names = known or tuple(in_order(train))
-            for split in ("validation", "test"):
-                if strange := [name for name in counts.get(split, {}) if name not in train]:
-                    told_of = f"the {split} split has '{strange[0]}' as {field}, which no record to train on has"
-                    raise DataError(f"{self.name}: {told_of}; give more records, or name the classes in data.classes")
-            if empty := [name for name in names if name not in train]:
-                told_of = f"no record to train on has '{empty[0]}' as {field}"
-                more = f" ({len(empty)} such classes)" if len(empty) > 1 else ""
-                raise DataError(f"{self.name}: {told_of}{more}; take it out of data.classes, or give records of it")
-            found[field] = names
+            found[field] = known or tuple(in_order(list({name for split in counts.values() for name in split})))
+        return found
+
+    def _untrained(self, classes: Mapping[str, tuple[str, ...]], told: Mapping[str, Any]) -> dict[str, list[str]]:
+        """Return the classes no record to train on has: an error unless bad rows are left out."""
+        found: dict[str, list[str]] = {}
+        for field, names in classes.items():
+            counts = told["classes"][field]
+            missing = [name for name in names if name not in counts["train"]]
+            if missing and not self.skip:
+                held_out = [split for split in SPLITS if missing[0] in counts[split]]
+                where = f", only one of the {held_out[0]} split" if held_out else ""
+                more = f" ({len(missing)} such classes)" if len(missing) > 1 else ""
+                told_of = f"no record to train on has '{missing[0]}' as {field}{where}{more}"
+                rest = "" if held_out else ", take it out of data.classes"
+                fix = f"give records of it{rest}, or go on without by data.on_bad_row=skip"
+                raise DataError(f"{self.name}: {told_of}; {fix}")
+            if missing:
+                found[field] = missing
         return found
 
 
@@ -292,6 +309,8 @@ class Scan:
         self.source, self.tables, self.shaping = source, tables, shaping
         self.rows: Counter[str] = Counter(dict.fromkeys(SPLITS, 0))
         self.skipped: Counter[str] = Counter()
+        self.broken: dict[str, list[int] | None] = {}
+        """The files for whose sake rows were left out, as they were."""
         self.filtered = 0
         fields = shaping.reads.fields
         self.classes: dict[str, dict[str, Counter[str]]] = {
@@ -305,8 +324,8 @@ class Scan:
             number = 0
             for split in SPLITS:
                 for table in self.tables.get(split, []):
-                    for place, record in self._sound(table):
-                        chosen = self._split(record) if split == "train" else split
+                    for place, record, drawn_split in self._sound(table):
+                        chosen = drawn_split if split == "train" else split
                         files[chosen].write(np.asarray([number, *place], np.int64).tobytes())
                         self._count(record, chosen)
                     number += 1
@@ -318,13 +337,14 @@ class Scan:
             "rows": dict(self.rows),
             "skipped": dict(self.skipped),
             "filtered": self.filtered,
+            "broken": self.broken,
             "classes": self.classes,
             "sizes": {file.name: file.stat().st_size for file in sorted(folder.iterdir())},
         }
         (folder / "manifest.json").write_text(json.dumps(told, ensure_ascii=False))
 
-    def _sound(self, table: Table) -> Iterator[tuple[Place, Record]]:
-        """Yield the records of a table, bad rows left out and counted, or the first one an error."""
+    def _sound(self, table: Table) -> Iterator[tuple[Place, Record, str]]:
+        """Yield the records of a table and the split each draws; bad rows are left out, or the first is an error."""
         for place, values in table.scan():
             where = named_place(table, place.number)
             try:
@@ -336,13 +356,16 @@ class Scan:
                     continue
                 for name, value in record.values.items():
                     self.shaping.reads.fields[name].verify(value)
+                chosen = self._split(record)
             except ValueError as error:
                 if not self.source.skip:
                     told = f"{where}: {error}; mend it, or leave bad rows out with data.on_bad_row=skip"
                     raise DataError(told) from None
                 self.skipped[table.name] += 1
+                if isinstance(error, BadFile):
+                    self.broken[str(error.path)] = _stamp(error.path)
                 continue
-            yield place, record
+            yield place, record, chosen
 
     def _split(self, record: Record) -> str:
         fields = self.shaping.reads.fields
@@ -395,9 +418,10 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def _damage(folder: Path) -> str | None:
-    """Say what is wrong with a folder of the cache: a file that is missing, cut short or too long."""
+    """Say why a folder of the cache can't be used: a file is missing, cut short or too long, or a row was mended."""
     try:
-        sizes: dict[str, int] = _manifest(folder)["sizes"]
+        told = _manifest(folder)
+        sizes, broken = told["sizes"], told["broken"]
     except (OSError, ValueError, KeyError) as error:
         return f"manifest.json: {error}"
     for name, size in sizes.items():
@@ -405,4 +429,9 @@ def _damage(folder: Path) -> str | None:
         held = path.stat().st_size if path.is_file() else 0
         if held != size:
             return f"{name} has {held} of {size} bytes"
-    return None
+    mended = (path for path, before in broken.items() if _stamp(Path(path)) != before)
+    return next((f"{path}, for whose sake a row was left out, has changed" for path in mended), None)
+
+
+def _stamp(path: Path) -> list[int] | None:
+    return list(stamp(path)) if is_file(path) else None

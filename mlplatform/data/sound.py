@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mlplatform.errors import DataError
+from mlplatform.errors import SpecError
 
 Samples = NDArray[np.float32]
+RATE = 16000
+"""Samples a second of an array that comes without its rate."""
 
 
 def read(value: Any) -> tuple[Samples, int]:
@@ -20,24 +22,28 @@ def read(value: Any) -> tuple[Samples, int]:
     Several channels become their mean.
 
     Raises:
-        ValueError: it is no sound, an empty one, or one cut short. DataError: soundfile is not installed.
+        ValueError: it is no sound, an empty one, or one cut short. SpecError: soundfile is not installed.
     """
     if isinstance(value, np.ndarray):
         if value.ndim != 1 or not len(value):
             raise ValueError(f"is an array of shape {value.shape}, and samples (n,) are needed")
-        return value.astype(np.float32), 16000
+        return value.astype(np.float32), RATE
     try:
         import soundfile
     except ImportError:
-        raise DataError("audio files need soundfile; install it with: pip install 'mlplatform[audio]'") from None
+        raise SpecError("audio files need soundfile; install it with: pip install 'mlplatform[audio]'") from None
     name = value if isinstance(value, Path) else "the recording"
     try:
+        with value.open("rb") if isinstance(value, Path) else io.BytesIO(value) as data:
+            _check_whole(data)
         with soundfile.SoundFile(value if isinstance(value, Path) else io.BytesIO(value)) as file:
             stated = file.frames
             samples = file.read(dtype="float32", always_2d=True)
             rate = file.samplerate
     except (soundfile.LibsndfileError, OSError) as error:
         raise ValueError(f"{name}: not a readable recording: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
     if not len(samples):
         raise ValueError(f"{name}: the recording has no samples")
     if len(samples) < stated:
@@ -47,13 +53,27 @@ def read(value: Any) -> tuple[Samples, int]:
     return samples.mean(axis=1, dtype=np.float32), rate
 
 
+def _check_whole(file: BinaryIO) -> None:
+    """Raise ValueError for a WAV or AIFF file that ends before its header says so, which libsndfile takes as it is."""
+    start = file.read(8)
+    stated = 8 + int.from_bytes(start[4:], "little" if start[:4] == b"RIFF" else "big")
+    held = file.seek(0, io.SEEK_END)
+    unknown = stated >= 1 << 32  # written to a pipe
+    if start[:4] in (b"RIFF", b"FORM") and held < stated and not unknown:
+        raise ValueError(f"the recording is cut short: {held} of {stated} bytes are there")
+
+
 def at_rate(value: Any, rate: int) -> Samples:
     """Return a recording's samples at `rate` a second, resampled where it has another (a polyphase filter).
 
     Raises:
         ValueError: as `read`.
     """
-    samples, own = read(value)
+    return resampled(*read(value), rate)
+
+
+def resampled(samples: Samples, own: int, rate: int) -> Samples:
+    """Return samples (n,) taken `own` times a second as they would be at `rate`."""
     if own == rate:
         return samples
     from math import gcd
@@ -61,6 +81,6 @@ def at_rate(value: Any, rate: int) -> Samples:
     try:
         from scipy.signal import resample_poly
     except ImportError:
-        raise DataError("resampling needs scipy; install it with: pip install 'mlplatform[audio]'") from None
+        raise SpecError("resampling needs scipy; install it with: pip install 'mlplatform[audio]'") from None
     shared = gcd(own, rate)
     return resample_poly(samples, rate // shared, own // shared).astype(np.float32)

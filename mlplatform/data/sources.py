@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from mlplatform.data.files import find, fingerprint, lines, not_utf8, text_blocks
+from mlplatform.data.files import check_apart, find, fingerprint, lines, not_utf8, text_blocks
 from mlplatform.data.splits import is_validation
 from mlplatform.errors import DataError, SpecError, did_you_mean, listing
 from mlplatform.registry import Fraction, Text, block
@@ -47,6 +47,7 @@ class Source:
         self.share = float(validation) if isinstance(validation, (int, float)) else 0.0
         held_out = [] if isinstance(validation, (int, float)) else find(validation, self.suffixes, "data.validation")
         self.validation_files = held_out
+        check_apart({"train": self.files, "validation": held_out})
         self.options = {"kind": type(self).__name__, "share": self.share, **options}
         self.skipped: Counter[str] = Counter()
         """Bad rows left out by the last full reading, by file."""

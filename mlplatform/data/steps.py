@@ -11,7 +11,7 @@ import string
 from typing import Any, Literal
 
 from mlplatform.data.fields import Values, named
-from mlplatform.errors import DataError, SpecError, did_you_mean, listing
+from mlplatform.errors import SpecError, did_you_mean, listing
 from mlplatform.registry import Natural, Positive, Text, block
 
 
@@ -53,7 +53,10 @@ class Rename(Step):
 
     def __call__(self, values: Values) -> Values:
         taken = {new: column(values, old) for new, old in self.columns.items()}
-        return {name: value for name, value in values.items() if name not in self.columns.values()} | taken
+        rest = {name: value for name, value in values.items() if name not in self.columns.values()}
+        if both := [name for name in taken if name in rest]:
+            raise ValueError(f"there is a column '{both[0]}' already; the steps before can rename or drop it")
+        return rest | taken
 
 
 @block("step/choose")
@@ -215,7 +218,7 @@ class OneOf(Step):
 
     def __init__(self, *, column: Text, values: list[str | int | float | bool], inverted: bool = False) -> None:
         if not values:
-            raise DataError("values=[] keeps no row")
+            raise SpecError("values=[] keeps no row")
         self.column, self.kept, self.inverted = column, {str(value) for value in values}, inverted
 
     def __call__(self, values: Values) -> Values | None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
+import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,8 +20,13 @@ from mlplatform.data.fields import named
 from mlplatform.data.files import lines, not_utf8
 from mlplatform.errors import DataError
 
-GROUPS_KEPT = 2
-"""Row groups of Parquet files a process holds at a time."""
+log = logging.getLogger(__name__)
+GROUPS_KEPT = 256 << 20
+"""Bytes of row groups a process holds of each Parquet file."""
+BUFFER = 1 << 20
+"""Bytes read at a time of a column of a Parquet file."""
+LONGEST_VALUE = 1 << 28
+csv.field_size_limit(LONGEST_VALUE)  # Python's own is 128 KiB, less than a long document
 
 
 class Place(NamedTuple):
@@ -55,6 +62,23 @@ class _File:
         if file.suffix == ".gz":
             raise DataError(f"{file}: rows are read in place, which gzip doesn't allow; unpack it: gunzip -k {file}")
         self.file, self.folder, self.name = file, file.parent, str(file)
+        self.stamp = stamp(file)
+
+    def _opened(self) -> io.BufferedReader:
+        file = self.file.open("rb")
+        if stamp(file.fileno()) != self.stamp:
+            file.close()
+            raise ValueError(CHANGED)
+        return file
+
+
+CHANGED = "the file has changed"
+
+
+def stamp(file: Path | int) -> tuple[int, int]:
+    """Return what tells a file from its changed self: its size and when it was written."""
+    state = os.stat(file)  # noqa: PTH116  (also of an open file)
+    return state.st_size, state.st_mtime_ns
 
 
 class JSONTable(_File):
@@ -68,7 +92,7 @@ class JSONTable(_File):
                 yield Place(offset, number), error
 
     def read(self, key: int) -> dict[str, Any]:
-        with self.file.open("rb") as file:
+        with self._opened() as file:
             file.seek(key)
             return json_object(file.readline(), key)
 
@@ -107,11 +131,13 @@ class CSVTable(_File):
                     yield place, ValueError(str(error))
 
     def read(self, key: int) -> dict[str, Any]:
-        with self.file.open("rb") as file:
+        with self._opened() as file:
             if not self.columns:
                 self.columns = self._header(self._reader(_Lines(file)))
             file.seek(key)
-            return self._row(next(self._reader(_Lines(file))))
+            for values in self._reader(_Lines(file)):
+                return self._row(values)
+        raise ValueError(CHANGED)
 
     def _reader(self, lines: _Lines) -> Iterator[list[str]]:
         return csv.reader(lines, delimiter=self.delimiter, quoting=self.quoting, strict=True)
@@ -145,16 +171,19 @@ class _Lines:
         if not (line := self.file.readline()):
             raise StopIteration
         self.number += 1
-        return line.decode("utf-8-sig" if self.number == 1 else "utf-8")
+        return line.decode("utf-8-sig" if self.file.tell() == len(line) else "utf-8")
 
 
 class ParquetTable:
-    """A Parquet file: a row group is read when one of its rows is asked for, and two of them are kept."""
+    """A Parquet file: a row group is read when one of its rows is asked for, and the last ones are kept.
+
+    Of each file a process holds at most `GROUPS_KEPT` bytes of them, or one that is larger.
+    """
 
     counted = "row"
 
     def __init__(self, file: Path) -> None:
-        self.file, self.folder, self.name = file, file.parent, str(file)
+        self.file, self.folder, self.name, self.stamp = file, file.parent, str(file), stamp(file)
         self._open: Any = None
         self._starts: list[int] = []
         self._groups: OrderedDict[int, Any] = OrderedDict()
@@ -166,23 +195,33 @@ class ParquetTable:
     def read(self, key: int) -> dict[str, Any]:
         from bisect import bisect_right
 
-        import pyarrow.parquet as pq
-
-        if self._open is None:
-            self._open = pq.ParquetFile(self.file)
-            about = self._open.metadata
-            counts = [about.row_group(i).num_rows for i in range(about.num_row_groups)]
-            self._starts = [sum(counts[:i]) for i in range(len(counts))]
+        if stamp(self.file) != self.stamp:
+            raise ValueError(CHANGED)
+        file = self._open or self._start()
         group = bisect_right(self._starts, key) - 1
         if group not in self._groups:
-            self._groups[group] = self._open.read_row_group(group)
-            while len(self._groups) > GROUPS_KEPT:
+            self._groups[group] = file.read_row_group(group)
+            while len(self._groups) > 1 and sum(held.nbytes for held in self._groups.values()) > GROUPS_KEPT:
                 self._groups.popitem(last=False)
         self._groups.move_to_end(group)
         return self._groups[group].slice(key - self._starts[group], 1).to_pylist()[0]
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return ParquetTable, (self.file,)  # a worker opens the file itself
+    def _start(self) -> Any:
+        import pyarrow.parquet as pq
+
+        self._open = file = pq.ParquetFile(self.file)
+        about = file.metadata
+        counts = [about.row_group(i).num_rows for i in range(about.num_row_groups)]
+        self._starts = [sum(counts[:i]) for i in range(len(counts))]
+        size = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
+        if size > GROUPS_KEPT and len(counts) > 1:
+            told = "each row read in random order unpacks a whole row group"
+            better = "as JSON Lines or in a folder of save_to_disk (data=hugging_face) a row is read alone"
+            log.warning("%s: %.0f MB in %d row groups: %s; %s", self.file, size / 1e6, len(counts), told, better)
+        return file
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": None, "_groups": OrderedDict()}  # a worker opens the file itself
 
 
 class ListTable:
@@ -204,7 +243,7 @@ class ListTable:
 def json_object(line: bytes, offset: int) -> dict[str, Any]:
     """Return the object on a line of a JSON Lines file. Raises ValueError that says what is wrong and where."""
     try:
-        row = json.loads(line.decode())
+        row = json.loads(line.rstrip(b"\r\n").decode())  # without the break, so that an error counts its columns
     except UnicodeDecodeError as error:
         raise ValueError(not_utf8(line[error.start], offset + error.start)) from None
     except json.JSONDecodeError as error:
@@ -216,14 +255,25 @@ def json_object(line: bytes, offset: int) -> dict[str, Any]:
     return row
 
 
-def parquet_rows(file: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a Parquet file, a batch at a time. Raises DataError when it can't be read."""
+def parquet_rows(file: Path) -> Iterator[dict[str, Any] | ValueError]:
+    """Yield the rows of a Parquet file, some at a time. Raises DataError when it can't be read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(file) as table:
-            for batch in table.iter_batches(batch_size=1024, columns=columns):
-                yield from batch.to_pylist()
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        with pq.ParquetFile(file, buffer_size=BUFFER) as table:
+            for batch in table.iter_batches(batch_size=256):
+                yield from _rows(batch)
+    except (pa.ArrowException, OSError) as error:
         raise DataError(f"{file}: not a readable Parquet file: {str(error).splitlines()[0]}") from None
+
+
+def _rows(batch: Any) -> Iterator[dict[str, Any] | ValueError]:
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError as error:
+        if len(batch) == 1:
+            yield ValueError(f"a text is not UTF-8: byte 0x{error.object[error.start]:02x}")
+            return
+        for number in range(len(batch)):
+            yield from _rows(batch.slice(number, 1))

@@ -58,6 +58,8 @@ INERT |= {"format", "do_convert_annotations", "pan_and_scan_min_crop_size", "pan
 INERT |= {"pan_and_scan_min_ratio_to_activate"}
 """Keys that change no pixel: who wrote the file, targets of detection, the crops of `do_pan_and_scan`."""
 ONE_VALUE = {"data_format": "channels_first", "do_pan_and_scan": False, "use_square_size": False}
+UNREADABLE = (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+"""What Pillow raises for bytes that are no image; SyntaxError for chunks of a PNG."""
 SIZES = ({"height", "width"}, {"shortest_edge"}, {"shortest_edge", "longest_edge"}, {"max_height", "max_width"})
 
 Picture = Image.Image | np.ndarray | Tensor | str | Path
@@ -208,7 +210,7 @@ def _open(path: Path) -> Image.Image:
             return image
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise DataError(f"{path}: not a readable image: {error}") from None
 
 
