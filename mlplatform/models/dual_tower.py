@@ -44,7 +44,7 @@ class DualTower(nn.Module):
         self.start = (logit_scale, logit_bias)
         self.logit_scale = nn.Parameter(torch.tensor(logit_scale))
         self.logit_bias = None if logit_bias is None else nn.Parameter(torch.tensor(logit_bias))
-        self.pair_loss = pair_softmax if loss == "softmax" else pair_sigmoid
+        self.loss = loss
 
     def reset_parameters(self) -> None:
         nn.init.constant_(self.logit_scale, self.start[0])
@@ -90,7 +90,9 @@ class DualTower(nn.Module):
                     raise DataError(
                         f"{len(scores)} texts and {scores.shape[1]} images are no pairs; the loss needs pairs"
                     )
-                add_loss(out, *self.pair_loss(out.logits_per_text))
+                vectors = out.text_embeds, out.image_embeds
+                total = pair_loss(*vectors, self.logit_scale, self.logit_bias, self.loss, 0, len(scores))
+                add_loss(out, total, torch.tensor(len(scores), device=scores.device))
         elif return_loss:
             raise DataError("the loss needs both 'input_ids' and 'pixel_values'")
         return out
@@ -105,15 +107,24 @@ def _unit(tower: Output, name: str) -> Tensor:
     return F.normalize(tower.pooler_output, dim=-1)
 
 
-def pair_softmax(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (sum, count) of the cross-entropy of each row and each column on the diagonal, halved."""
-    own = torch.arange(len(scores), device=scores.device)
-    total = F.cross_entropy(scores.float(), own, reduction="sum")
-    total = total + F.cross_entropy(scores.float().t(), own, reduction="sum")
-    return total / 2, torch.tensor(len(scores), device=scores.device)
+def pair_loss(
+    texts: Tensor, images: Tensor, scale: Tensor, bias: Tensor | None, kind: str, start: int, stop: int
+) -> Tensor:
+    """Return the loss of the pairs start..stop-1 among all pairs, whose vectors (pairs, width) have unit length.
 
+    softmax: the cross-entropy of each text among the images, and of each image among the texts, halved. sigmoid: -log
+    sigmoid of each score of a text, its sign changed but for its own image. Summed over all pairs both are the whole
+    loss; only stop - start rows of scores are held.
+    """
 
-def pair_sigmoid(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (sum, count of texts) of -log sigmoid of each score, its sign changed off the diagonal."""
-    signs = 2 * torch.eye(len(scores), device=scores.device) - 1
-    return -F.logsigmoid(signs * scores.float()).sum(), torch.tensor(len(scores), device=scores.device)
+    def scores(own: Tensor, others: Tensor) -> Tensor:
+        found = own[start:stop] @ others.t() * scale.exp()
+        return (found if bias is None else found + bias).float()
+
+    places = torch.arange(start, stop, device=texts.device)
+    if kind == "softmax":
+        both = (scores(texts, images), scores(images, texts))
+        return sum(F.cross_entropy(one, places, reduction="sum") for one in both) / 2  # type: ignore[return-value]
+    found = scores(texts, images)
+    signs = 2 * F.one_hot(places, len(images)).float() - 1
+    return -F.logsigmoid(signs * found).sum()

@@ -116,14 +116,23 @@ class Task(L.LightningModule):
         """
         total, tokens = self._totals(micro_batches)
         self.figures = Figures(math.nan, math.nan, total, tokens)
+        self._loss = self.backward_all(micro_batches, total)
+        optimizer: Any = self.optimizers()
+        with torch.autocast(self.device.type, enabled=False):
+            optimizer.step()
+        optimizer.zero_grad()
+        for _, moe in mixtures(self.model):
+            moe.settle(self._sum)
+
+    def backward_all(self, micro_batches: list[Batch], total: int) -> Tensor:
+        """Give every parameter its gradient of a step; return the step's mean loss over all ranks, in fp64.
+
+        Args:
+            total: targets of the step, over all ranks.
+        """
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        strategy = self.trainer.strategy
         for number, batch in enumerate(micro_batches):
-            last = number == len(micro_batches) - 1
-            hold = (
-                contextlib.nullcontext() if last else getattr(strategy, "block_backward_sync", contextlib.nullcontext)()
-            )
-            with hold:
+            with self.held_back(number == len(micro_batches) - 1):
                 out = self.learned(batch)
                 objective, extra = out.loss_sum, auxiliary_loss(self.model)
                 if extra is not None:  # a mean of each micro-batch, weighed by its targets
@@ -132,13 +141,12 @@ class Task(L.LightningModule):
                     # Ranks' gradients are averaged, hence the factor: the sum over ranks divided by the global total.
                     self.manual_backward(objective * (self.trainer.world_size / total))
             loss_sum += out.loss_sum.detach()
-        self._loss = self._sum(loss_sum) / total
-        optimizer: Any = self.optimizers()
-        with torch.autocast(self.device.type, enabled=False):
-            optimizer.step()
-        optimizer.zero_grad()
-        for _, moe in mixtures(self.model):
-            moe.settle(self._sum)
+        return self._sum(loss_sum) / total
+
+    def held_back(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Keep ranks from averaging gradients until the last micro-batch of a step."""
+        hold = getattr(self.trainer.strategy, "block_backward_sync", contextlib.nullcontext)
+        return contextlib.nullcontext() if last else hold()
 
     def learned(self, batch: Batch) -> Output:
         """Return the model's output of a micro-batch in training: `loss_sum` is minimised, `loss_count` its targets."""
@@ -198,11 +206,22 @@ class Task(L.LightningModule):
 
     def measured(self) -> dict[str, float]:
         """Return what the measures say of a whole pass over all ranks, as `validation/NAME`."""
-        return {f"validation/{name}": float(measure.compute()) for name, measure in self.measures.items()}
+        told: dict[str, float] = {}
+        for name, measure in self.measures.items():
+            value = measure.compute()
+            told |= value if isinstance(value, dict) else {name: float(value)}
+        return {f"validation/{name}": value for name, value in told.items()}
 
     def higher_is_better(self, metric: str) -> bool:
         """Whether more of a metric (`validation/NAME`) is better; losses and what isn't known are better when lower."""
-        return bool(getattr(self.measures.get(metric.removeprefix("validation/")), "higher_is_better", False))
+        measure = self.measures.get(metric.removeprefix("validation/"))
+        if measure is None and metric != "validation/loss":  # one of several that a measure gives at once
+            measure = next((m for m in self.measures.values() if metric in self._names(m)), None)
+        return bool(getattr(measure, "higher_is_better", False))
+
+    @staticmethod
+    def _names(measure: Any) -> set[str]:
+        return {f"validation/{name}" for name in getattr(measure, "names", ())}
 
     @property
     def adapted(self) -> bool:

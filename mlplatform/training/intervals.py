@@ -114,7 +114,10 @@ def every(text: str | None, steps_per_epoch: float, whole: Length, name: str) ->
     """
     if text is None:
         return None
-    length = Length.parse(text).resolve(steps_per_epoch, whole)
+    said = Length.parse(text)
+    length = said.resolve(steps_per_epoch, whole)
+    if said.unit == "%" and said.amount > 0 and whole.unit == "steps":  # a share of a short run is a step at least
+        length = Length(max(1, length.amount), "steps", text)
     if length.amount <= 0:
         raise SpecError(problems=[(name, f"'{text}' must be more than nothing; write {name}=null for never")])
     return length
