@@ -1,0 +1,142 @@
+"""What simple methods reach on the held-out records of a recipe: the bar for a trained model's metrics.
+
+    python scripts/record_baselines.py [OVERRIDES]
+
+The overrides are those of `mlplatform train`: `recipes=sentiment`. What is tried follows from the task's fields:
+
+    text, label     the commonest class; TF-IDF and logistic regression
+    tokens, tags    the commonest tag; each word's commonest tag
+    image, label    the commonest class; logistic regression on pixels; the three nearest neighbours
+    image, text     chance; ridge regression from pixels to the words of the text
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from mlplatform.cli.compose import compose
+from mlplatform.data.records import Record
+from mlplatform.errors import PlatformError
+from mlplatform.processors.image import pixels_of
+from mlplatform.registry import Spec
+
+Records = Sequence[Record]
+
+
+def commonest(train: Sequence[Any], held_out: Sequence[Any]) -> float:
+    """Return the accuracy of the commonest value."""
+    [(value, _)] = Counter(train).most_common(1)
+    return float(np.mean([one == value for one in held_out]))
+
+
+def of_texts(train: Records, held_out: Records) -> dict[str, float]:
+    """Return accuracies for a text and its class."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    model = make_pipeline(
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10, max_iter=2000)
+    )
+    texts, labels = ([[record[name] for record in part] for part in (train, held_out)] for name in ("text", "label"))
+    model.fit(texts[0], labels[0])
+    return {"commonest class": commonest(*labels), "TF-IDF and logistic regression": model.score(texts[1], labels[1])}
+
+
+def of_tags(train: Records, held_out: Records) -> dict[str, float]:
+    """Return accuracies over words."""
+    tags: dict[str, Counter[str]] = defaultdict(Counter)
+    for record in train:
+        for word, tag in zip(record["tokens"], record["tags"], strict=True):
+            tags[word][tag] += 1
+    every = [tag for record in train for tag in record["tags"]]
+    [(usual, _)] = Counter(every).most_common(1)
+    pairs = [pair for record in held_out for pair in zip(record["tokens"], record["tags"], strict=True)]
+    right = [(tags[word].most_common(1)[0][0] if word in tags else usual) == tag for word, tag in pairs]
+    return {
+        "commonest tag": commonest(every, [tag for _, tag in pairs]),
+        "each word's commonest": float(np.mean(right)),
+    }
+
+
+def of_images(train: Records, held_out: Records) -> dict[str, float]:
+    """Return accuracies for an image and its class."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import KNeighborsClassifier
+
+    pixels, labels = [_pixels(part) for part in (train, held_out)], [[r["label"] for r in p] for p in (train, held_out)]
+    found = {"commonest class": commonest(*labels)}
+    for name, model in (
+        ("logistic regression on pixels", LogisticRegression(max_iter=3000)),
+        ("three nearest neighbours", KNeighborsClassifier(3)),
+    ):
+        found[name] = model.fit(pixels[0], labels[0]).score(pixels[1], labels[1])
+    return found
+
+
+def of_pairs(train: Records, held_out: Records) -> dict[str, float]:
+    """Return the recall of each held-out image's own text among all held-out ones."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import Ridge
+
+    words = TfidfVectorizer()
+    target = words.fit_transform([record["text"][0] for record in train]).toarray()
+    said = Ridge(alpha=100.0).fit(_pixels(train), target).predict(_pixels(held_out))
+    scores = said @ words.transform([record["text"][0] for record in held_out]).toarray().T
+    ranks = (scores >= np.diag(scores)[:, None]).sum(1) - 1
+    count = len(held_out)
+    chance = {f"chance, recall at {k}": k / count for k in (1, 5, 10)}
+    return {**chance, **{f"ridge from pixels to words, recall at {k}": float((ranks < k).mean()) for k in (1, 5, 10)}}
+
+
+def _pixels(records: Records) -> np.ndarray[Any, Any]:
+    return np.stack([pixels_of(record["image"], record.place, False).reshape(-1) / 255 for record in records])
+
+
+METHODS: dict[tuple[str, ...], Callable[[Records, Records], dict[str, float]]] = {
+    ("tokens", "tags"): of_tags,
+    ("image", "label"): of_images,
+    ("image", "text"): of_pairs,
+    ("text", "label"): of_texts,
+}
+
+
+def measure(overrides: Sequence[str]) -> dict[str, float]:
+    """Return what each method reaches on the validation split of a run's data."""
+    from mlplatform.models import build
+
+    config = compose("train", overrides).check().config
+    task = Spec.of(config["task"], "task", "task").build(model=build(config["model"], device="meta"))
+    if not task.reads_records:
+        raise PlatformError("this run learns from documents; scripts/baselines.py is for them")
+    reads = task.reads()
+    needed = set(reads.fields) - reads.optional
+    method = next((made for fields, made in METHODS.items() if set(fields) == needed), None)
+    if method is None:
+        raise PlatformError(f"no simple method here reads {', '.join(sorted(needed))}")
+    splits = Spec.of(config["data"], "data", "data").build().open(reads).splits
+    return method(list(splits["train"]), list(splits["validation"]))
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print a line for each method."""
+    started = time.monotonic()
+    try:
+        found = measure(argv)
+    except PlatformError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for name, value in found.items():
+        print(f"{value:.4f}  {name}")
+    print(f"{time.monotonic() - started:.0f} s", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
