@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,13 +58,17 @@ def neighbours(batch: Batch) -> tuple[Codes, Codes, Codes]:
 
 
 def cross_entropies(train: Sequence[Codes], held_out: Sequence[Codes], words: int) -> list[float]:
-    """Return nats per target for contexts of 0, 1 and 2 neighbours, by Witten-Bell interpolation.
+    """Return nats per target for contexts of 0, 1 and 2 neighbours, by Witten-Bell interpolation."""
+    return [float(-np.log(found).mean()) for found in witten_bell(train, held_out, words)]
+
+
+def witten_bell(train: Sequence[Codes], held_out: Sequence[Codes], words: int) -> Iterator[NDArray[np.float64]]:
+    """Yield the probability of each held-out target for contexts of 0, 1, ... neighbours.
 
     p_k(w | c) = (n(c w) + t(c) p_{k-1}(w | c')) / (n(c) + t(c)), with t(c) the number of different targets seen with c
     and p_{-1} = 1 / words (Witten and Bell 1991, doi:10.1109/18.87000).
     """
     found = np.full(len(held_out[0]), 1 / words)
-    results = []
     for order in range(len(train)):
         known, wanted = (_contexts(part, order, words) for part in (train, held_out))
         contexts, counts = np.unique(known, return_counts=True)
@@ -73,8 +77,7 @@ def cross_entropies(train: Sequence[Codes], held_out: Sequence[Codes], words: in
         n = _look_up(pairs, pair_counts, wanted * words + held_out[0])
         total, different = _look_up(contexts, counts, wanted), _look_up(owners, kinds, wanted)
         found = np.where(total > 0, (n + different * found) / np.maximum(total + different, 1), found)
-        results.append(float(-np.log(found).mean()))
-    return results
+        yield found
 
 
 def _contexts(part: Sequence[Codes], order: int, words: int) -> Codes:

@@ -141,6 +141,27 @@ class Split(Step):
         return {**values, self.column: text.split(self.separator) if text.strip() else []}
 
 
+class Pattern:
+    """A text with names of columns in braces; `{{` is a brace.
+
+    Raises:
+        SpecError: something else stands in braces. `key` names the option.
+    """
+
+    def __init__(self, text: str, key: str) -> None:
+        try:
+            parts = list(string.Formatter().parse(text))
+        except ValueError as error:
+            raise SpecError(f"{key}={text!r} is no template: {error}") from None
+        if any(form or change or (name is not None and not name.isidentifier()) for _, name, form, change in parts):
+            raise SpecError(f"{key}={text!r}: braces hold the name of a column and nothing else")
+        self.parts = [(words, name) for words, name, _, _ in parts]
+
+    def fill(self, values: Values) -> str:
+        """Return the text. Raises ValueError for a column that is not there."""
+        return "".join(words + (str(column(values, name)) if name else "") for words, name in self.parts)
+
+
 @block("step/template")
 class Template(Step):
     """Write a text from other columns.
@@ -150,17 +171,28 @@ class Template(Step):
     """
 
     def __init__(self, *, column: Text, text: Text) -> None:
-        try:
-            parts = list(string.Formatter().parse(text))
-        except ValueError as error:
-            raise SpecError(f"text={text!r} is no template: {error}") from None
-        if any(form or change or (name is not None and not name.isidentifier()) for _, name, form, change in parts):
-            raise SpecError(f"text={text!r}: braces hold the name of a column and nothing else")
-        self.column, self.parts = column, [(words, name) for words, name, _, _ in parts]
+        self.column, self.pattern = column, Pattern(text, "text")
 
     def __call__(self, values: Values) -> Values:
-        text = "".join(words + (str(column(values, name)) if name else "") for words, name in self.parts)
-        return {**values, self.column: text}
+        return {**values, self.column: self.pattern.fill(values)}
+
+
+@block("step/chat")
+class Chat(Step):
+    """Write a conversation of one question and its answer from other columns: `messages`, as the task `chat` reads it.
+
+    Args:
+        user, assistant: what each says, such as `{question}`, with the names of columns in braces; `{{` is a brace.
+        system: what stands before them, null for nothing.
+    """
+
+    def __init__(self, *, user: Text, assistant: Text, system: Text | None = None) -> None:
+        said = {"system": system, "user": user, "assistant": assistant}
+        self.turns = {role: Pattern(text, role) for role, text in said.items() if text is not None}
+
+    def __call__(self, values: Values) -> Values:
+        turns = [{"role": role, "content": pattern.fill(values)} for role, pattern in self.turns.items()]
+        return {**values, "messages": turns}
 
 
 @block("step/matches")

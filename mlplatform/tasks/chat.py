@@ -16,7 +16,7 @@ from mlplatform.data.packing import Arrays
 from mlplatform.data.records import Reads, Record
 from mlplatform.errors import DataError
 from mlplatform.generation.generate import generate_tokens
-from mlplatform.processors.conversations import conversation, opening, template_of
+from mlplatform.processors.conversations import Spans, conversation, opening, template_of
 from mlplatform.registry import Positive, block
 from mlplatform.tasks.record_task import RecordTask
 from mlplatform.tasks.task import Batch, count_targets
@@ -69,8 +69,8 @@ class Chat(RecordTask):
 class Answers:
     """Rows of `input_ids`, whose `labels` are -100 but for what the assistant says.
 
-    A conversation that is too long ends with the last turn of the assistant's that fits, or where nothing else fits
-    within the first one.
+    A conversation that is too long ends with the last turn of the assistant's that fits. Where not even the first one
+    does, what stands before it is cut at its beginning, to half of a row at most, and then the turn at its end.
 
     Raises:
         DataError: the tokenizer has no chat template.
@@ -85,18 +85,25 @@ class Answers:
             ids, spans = conversation(self.tokenizer, record["messages"])
         except DataError as error:
             raise DataError(f"{record.place}: {error}") from None
-        if spans[0][0] >= self.length:
-            told = f"{spans[0][0]} tokens stand before the first answer, and batch.length={self.length}"
-            raise DataError(f"{record.place}: {told}; set it higher, or leave such rows out by a step in data.steps")
-        if len(ids) > self.length:
-            ids = ids[: max((end for _, end in spans if end <= self.length), default=self.length)]
+        first, last = kept(spans, len(ids), self.length)
         labels = np.full(len(ids), IGNORED)
         for start, end in spans:
             labels[start:end] = ids[start:end]
-        return {"input_ids": np.asarray(ids), "labels": labels}
+        return {"input_ids": np.asarray(ids)[first:last], "labels": labels[first:last]}
 
     def __call__(self, rows: list[Row]) -> Batch:
         return stacked(rows, {"input_ids": self.tokenizer.filler, "labels": IGNORED})
+
+
+def kept(spans: Spans, size: int, length: int) -> tuple[int, int]:
+    """Return (first, last + 1) of the tokens of a conversation of `size` tokens that go into a row."""
+    if size <= length:
+        return 0, size
+    if whole := [end for _, end in spans if end <= length]:
+        return 0, max(whole)
+    start, end = spans[0]
+    first = max(0, start - max(length - (end - start), length // 2))
+    return first, min(first + length, end)
 
 
 def last_answer(chat: list[dict[str, Any]]) -> int:

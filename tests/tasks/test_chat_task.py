@@ -15,10 +15,11 @@ from mlplatform.cli.main import main
 from mlplatform.data.collate import Row
 from mlplatform.data.fields import Turns
 from mlplatform.data.records import Record
-from mlplatform.errors import DataError
+from mlplatform.errors import DataError, SpecError
 from mlplatform.processors.conversations import conversation, opening
 from mlplatform.processors.tokenizer import Tokenizer, file
 from mlplatform.processors.tokenizer import train as train_tokenizer
+from mlplatform.registry import Spec
 from mlplatform.tasks.chat import Answers, turn_ends
 
 
@@ -84,10 +85,15 @@ def test_a_long_chat_ends_with_the_last_answer_that_fits(words: Tokenizer) -> No
         row = Answers(words, length).row(record, None)
         assert row["input_ids"].tolist() == ids[: spans[1][1]]
         assert words.decode(row["labels"][row["labels"] != -100]) == "twofour"
-    within = Answers(words, spans[0][0] + 1).row(record, None)  # only a part of the first answer
-    assert (within["labels"] != -100).sum() == 1
-    with pytest.raises(DataError, match=r"chats\.jsonl: line 7: \d+ tokens stand before the first answer, and batch"):
-        Answers(words, spans[0][0]).row(record, None)
+
+
+@pytest.mark.parametrize(("answer", "before", "learned"), [(10, 29, 11), (3, 36, 4), (70, 20, 20), (19, 20, 20)])
+def test_a_question_too_long_is_cut_at_its_beginning(words: Tokenizer, answer: int, before: int, learned: int) -> None:
+    chat = said("0123456789" * 6, "x" * answer)  # a token each
+    ids, [(start, _)] = conversation(words, chat)
+    row = Answers(words, 40).row(Record({"messages": chat}, {}, "here"), None)
+    assert row["input_ids"].tolist() == ids[start - before : start + learned]
+    assert (row["labels"] != -100).tolist() == [False] * before + [True] * learned
 
 
 def test_rows_are_padded(words: Tokenizer) -> None:
@@ -114,6 +120,20 @@ def test_rows_are_padded(words: Tokenizer) -> None:
 def test_rows_that_are_no_chats(value: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         Turns().clean(value, Path())
+
+
+def test_a_step_makes_chats_of_columns() -> None:
+    step = Spec({"kind": "chat", "user": "{a}? {{}}", "assistant": "{b}", "system": "Be kind."}, "s", "step").build()
+    row = step({"a": "who", "b": 4})
+    assert [(turn["role"], turn["content"]) for turn in Turns().clean(row["messages"], Path())] == [
+        ("system", "Be kind."),
+        ("user", "who? {}"),
+        ("assistant", "4"),
+    ]
+    with pytest.raises(ValueError, match="no column 'b'"):
+        step({"a": "who"})
+    with pytest.raises(SpecError, match=r"user='\{a\.b\}': braces hold the name of a column and nothing else"):
+        Spec({"kind": "chat", "user": "{a.b}", "assistant": "{b}"}, "s", "step").build()
 
 
 def test_tokenizers_without_a_template(words: Tokenizer, tmp_path: Path) -> None:

@@ -44,6 +44,10 @@ def record(prompt: str | None, chosen: str, rejected: str) -> Record:
     return Record({name: text for name, text in values.items() if text is not None}, {}, "here")
 
 
+def shown(words: Tokenizer, ids: Any) -> str:
+    return words.decode(ids.tolist(), specials=True)
+
+
 def batch_of(pairs: Pairs, *records: Record) -> dict[str, Tensor]:
     return pairs([Row(pairs.row(one, None), 0, 0, number) for number, one in enumerate(records)])
 
@@ -114,27 +118,27 @@ def test_rows_are_prompt_and_answer_and_their_labels_the_answer(words: Tokenizer
     answers = ["yes yes<|im_end|>", "no<|im_end|>", "a<|im_end|>", "b<|im_end|>"]
     for row in range(4):
         real, learned = batch["attention_mask"][row] > 0, batch["labels"][row] != -100
-        assert words.decode(batch["input_ids"][row, real], specials=True) == texts[row]
-        assert words.decode(batch["labels"][row, learned], specials=True) == answers[row]
+        assert shown(words, batch["input_ids"][row, real]) == texts[row]
+        assert shown(words, batch["labels"][row, learned]) == answers[row]
 
 
 def test_a_chat_template_writes_the_turns(words: Tokenizer) -> None:
     batch = batch_of(ChatPairs(words, 64), record("say:", "yes", "no"))
-    text = words.decode(batch["input_ids"][0, batch["attention_mask"][0] > 0], specials=True)
+    text = shown(words, batch["input_ids"][0, batch["attention_mask"][0] > 0])
     assert text == "<|bos|><|im_start|>user\nsay:<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>"
     learned = batch["labels"][1][batch["labels"][1] != -100]
-    assert words.decode(learned, specials=True) == "no<|im_end|>"
+    assert shown(words, learned) == "no<|im_end|>"
 
 
 def test_what_is_too_long_is_cut_at_the_prompts_beginning_first(words: Tokenizer) -> None:
     prompt, answer = "0123456789" * 3, "abcdefghij"  # a token each
     row = Pairs(words, 20).row(record(prompt, answer[:4], answer[:3]), None)
-    assert words.decode(row["chosen_ids"], specials=True) == "<|bos|>" + prompt[-14:] + "abcd<|im_end|>"
-    assert words.decode(row["rejected_ids"], specials=True) == "<|bos|>" + prompt[-14:] + "abc<|im_end|>"
+    assert shown(words, row["chosen_ids"]) == "<|bos|>" + prompt[-14:] + "abcd<|im_end|>"
+    assert shown(words, row["rejected_ids"]) == "<|bos|>" + prompt[-14:] + "abc<|im_end|>"
     row = Pairs(words, 20).row(record(prompt, answer * 3, answer[:2]), None)
-    assert words.decode(row["chosen_ids"], specials=True) == "<|bos|>" + prompt[-9:] + answer
+    assert shown(words, row["chosen_ids"]) == "<|bos|>" + prompt[-9:] + answer
     short = Pairs(words, 20).row(record("ab", answer * 3, "c"), None)
-    assert words.decode(short["chosen_ids"], specials=True) == "<|bos|>ab" + (answer * 3)[:17]
+    assert shown(words, short["chosen_ids"]) == "<|bos|>ab" + (answer * 3)[:17]
 
 
 def test_a_pair_of_the_same_texts_is_a_bad_row() -> None:
