@@ -37,10 +37,12 @@ def preview(data: DataModule, count: int = 3) -> Iterator[list[Stretch]]:
     """
     data.setup()
     batch = data.first_rows(min(count, data.samples_per_epoch))
-    trained_share(batch)
+    apart = getattr(data.collator, "labels_apart", False)
+    if not apart:  # a decoder's labels may be more than the tokens of the input
+        trained_share(batch)
     kinds = batch["document_ids"] if "document_ids" in batch else batch["attention_mask"]
     for ids, labels, documents in zip(batch["input_ids"].numpy(), batch["labels"].numpy(), kinds.numpy(), strict=True):
-        if getattr(data.collator, "labels_apart", False):  # a decoder's: a document of their own, after the input
+        if apart:  # a decoder's: a document of their own, after the input
             trained = np.concatenate([np.zeros(len(ids), bool), labels != IGNORED])
             yield stretches(
                 data.tokenizer,

@@ -104,6 +104,8 @@ class TextPairs:
         DataError: the tokenizer puts no end after a text, so nothing would say where a target ends.
     """
 
+    labels_apart = True
+
     def __init__(self, tokenizer: Any, prefix: str, length: int, target_length: int) -> None:
         self.tokenizer, self.prefix, self.lengths = tokenizer, prefix, (length, target_length)
         if tokenizer.encode("a")[-1] != tokenizer.frame[1]:

@@ -104,6 +104,16 @@ def test_a_resumed_run_ends_the_same(tmp_path: Path) -> None:
     assert curves(part)[-1] == curves(whole)[-1]
 
 
+def test_a_preview_shows_the_source_and_then_the_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_rows(tmp_path / "pairs.jsonl", [{"source": pair["said"], "target": pair["text"]} for pair in PAIRS])
+    options = ["data=json_rows", f"data.path={data}", *T5, "tokenizer=sentinel_bpe", "task=seq2seq", "batch=padded"]
+    assert main(["data", "show", *options]) == 0
+    said = capsys.readouterr().out
+    pairs = re.findall(r"⟦(\w+ \w+)</s>⟧\n(take [^<]*)</s>", said)
+    assert len(pairs) == 3
+    assert set(pairs) <= {(pair["said"], pair["text"]) for pair in PAIRS}
+
+
 def test_scores_are_those_of_the_packages_over_batches() -> None:
     import sacrebleu
     from rouge_score.rouge_scorer import RougeScorer
