@@ -153,7 +153,8 @@ class Experiment:
     def _check_memory(self, shell: nn.Module, place: Place, sizes: Sizes | None) -> None:
         count, trained = _size(shell), sum(p.numel() for _, p in optimizers.trainable(shell))
         weight, gradient, moments, _ = PRECISIONS.get(self.trainer["precision"], PRECISIONS["bf16-mixed"])
-        each = weight + (gradient + moments * MOMENTS.get(self.optimizer.kind, 0.0)) * trained / count
+        beside = weight if self._has_reference(shell) else 0
+        each = beside + weight + (gradient + moments * MOMENTS.get(self.optimizer.kind, 0.0)) * trained / count
         if place.device == "cuda":
             there = torch.cuda.get_device_properties(0).total_memory
         else:  # processes on one machine share its memory
@@ -161,7 +162,8 @@ class Experiment:
         if count * each <= there:
             return
         most = int(there / each)
-        parts = "weights and gradients" if each == weight + gradient else "weights, gradients and optimizer"
+        parts = "weights and gradients" if each == beside + weight + gradient else "weights, gradients and optimizer"
+        parts += " and the reference" if beside else ""
         raise RunError(
             f"model: {count / 1e9:.2f}B parameters need {count * each / 2**30:.0f} GiB for {parts}, and a device here "
             f"has {there / 2**30:.0f}: room for {most / 1e9:.1f}B; {self._smaller(most, sizes)}"
@@ -232,8 +234,13 @@ class Experiment:
             raise SpecError(problems=[("teacher", told)])
         handed: dict[str, Any] = {"teacher": self.teacher.load()} if self.teacher else {}
         if "reference" in self.task.signature.handed:
-            handed["reference"] = None if adapter_alone(model) else self._start(next(model.parameters()).is_meta)
+            is_shell = next(model.parameters()).is_meta
+            handed["reference"] = self._start(is_shell) if self._has_reference(model) else None
         return self.task.build(model=model, **handed)
+
+    def _has_reference(self, model: nn.Module) -> bool:
+        """Whether the task compares a model with a copy of it as training began; an adapter is switched off instead."""
+        return "reference" in self.task.signature.handed and not adapter_alone(model)
 
     def _start(self, shell: bool) -> nn.Module:
         """Return the model once more with the weights training starts from, or without any."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,10 +17,11 @@ from transformers import LlamaForCausalLM
 from written_rows import LLAMA, curves, train, write_rows
 
 import mlplatform as mp
+from mlplatform.cli.compose import compose
 from mlplatform.cli.main import main
 from mlplatform.data.collate import Row
 from mlplatform.data.records import Record
-from mlplatform.errors import SpecError
+from mlplatform.errors import RunError, SpecError
 from mlplatform.models.trained import adapter_off
 from mlplatform.processors.tokenizer import Tokenizer
 from mlplatform.processors.tokenizer import train as train_tokenizer
@@ -231,3 +233,20 @@ def test_options_that_do_not_go_together(options: dict[str, Any], says: str) -> 
         task(model, model, **options)
     with pytest.raises(SpecError, match="without a reference the model needs an adapter"):
         task(model, None)
+
+
+@pytest.mark.parametrize("adapted", [False, True], ids=["copy", "adapter off"])
+def test_the_reference_counts_where_memory_is_short(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch, adapted: bool
+) -> None:
+    """AdamW in fp32 takes 16 bytes a weight, and the copy 4 more."""
+    data = write_rows(tmp_path / "pairs.jsonl", ROWS)
+    overrides = [*on(base), "data=json_rows", f"data.path={data}", *(["adapter=lora"] if adapted else [])]
+    made: Any = Spec.of(compose("train", overrides).check().config, "run").build()
+    weights = sum(p.numel() for p in made.build_model().parameters())
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=18 * weights))
+    if adapted:
+        made.check()
+    else:
+        with pytest.raises(RunError, match="for weights, gradients and optimizer and the reference"):
+            made.check()
