@@ -58,7 +58,7 @@ class Reads:
     Args:
         fields: each field by its name. `optional` ones may be missing or null.
         check: raises ValueError when fields of a row don't fit each other. A function of a module, so that workers
-            and the cache can name it.
+            and the cache can name it, or an object whose `key` tells the cache all it goes by.
     """
 
     fields: Mapping[str, Field]
@@ -69,7 +69,8 @@ class Reads:
     def key(self) -> str:
         """Names all that decides which rows are bad and what their classes are."""
         parts = {name: [field.name, name in self.optional] for name, field in self.fields.items()}
-        return json.dumps([parts, getattr(self.check, "__qualname__", None)], sort_keys=True)
+        check = getattr(self.check, "key", None) or getattr(self.check, "__qualname__", None)
+        return json.dumps([parts, check], sort_keys=True)
 
     @property
     def texts(self) -> list[str]:

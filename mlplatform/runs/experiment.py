@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -201,13 +202,15 @@ class Experiment:
     def _records(self, task: Any) -> tuple[RecordMaterial, Any]:
         """Return the data as records, and what makes rows of them for the task."""
         source: RecordSource = self.data.build()
-        opened = source.open(task.reads())
-        self._tools = Tools(
-            tokenizer=self._build_tokenizer(opened) if self.tokenizer is not None else None,
+        trained = self.tokenizer is not None and "corpus" in self.tokenizer.signature.handed
+        task.tools = given = Tools(
+            tokenizer=self._build_tokenizer(source) if self.tokenizer is not None and not trained else None,
             processor=self.processor.build() if self.processor is not None else None,
             length=self.batch["length"],
-            classes=opened.classes,
         )
+        opened = source.open(task.reads())
+        tokenizer = self._build_tokenizer(opened) if trained else given.tokenizer
+        self._tools = replace(given, tokenizer=tokenizer, classes=opened.classes)
         task.settle(self._tools)
         return RecordMaterial(source, opened, self._tools.tokenizer), task.examples(self._tools)
 

@@ -22,7 +22,8 @@ class RecordTask(Task):
     in `predictions`, which `mlplatform evaluate` writes.
 
     Attributes:
-        tools: what the run has to make rows with, once its data is read.
+        tools: what the run has to make rows with. Before its data is read, a tokenizer that is trained on them and the
+            classes are not among them yet.
         held_out: the record of each row that is validated; a batch's `numbers` say which rows it has.
     """
 
