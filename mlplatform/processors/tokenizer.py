@@ -223,6 +223,9 @@ class Tokenizer:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / "tokenizer.json", self.backend.to_str(pretty=True).encode())
+        if config["tokenizer_class"] == "Wav2Vec2CTCTokenizer":  # which reads nothing else
+            numbers = dict(sorted(self.backend.get_vocab().items(), key=lambda one: one[1]))
+            write_whole(folder / "vocab.json", json.dumps(numbers, ensure_ascii=False, indent=2).encode())
         write_whole(
             folder / "tokenizer_config.json", (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
         )
@@ -330,6 +333,11 @@ def load(path: Path | str, special: Mapping[str, str] | None = None) -> Tokenize
     """
     path = Path(path).expanduser()
     main = path / "tokenizer.json" if path.is_dir() else path
+    if path.is_dir() and not main.is_file():
+        from mlplatform.processors.characters import from_folder
+
+        if (spelling := from_folder(path)) is not None:
+            return spelling
     try:
         text = main.read_text(encoding="utf-8")
         backend = tokenizers.Tokenizer.from_str(text)
