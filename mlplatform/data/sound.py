@@ -41,7 +41,7 @@ def read(value: Any) -> tuple[Samples, int]:
             samples = file.read(dtype="float32", always_2d=True)
             rate = file.samplerate
     except (soundfile.LibsndfileError, OSError) as error:
-        raise ValueError(f"{name}: not a readable recording: {error}") from None
+        raise ValueError(f"{name}: not a readable recording, or one cut short: {error}") from None
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     if not len(samples):
@@ -61,6 +61,22 @@ def _check_whole(file: BinaryIO) -> None:
     unknown = stated >= 1 << 32  # written to a pipe
     if start[:4] in (b"RIFF", b"FORM") and held < stated and not unknown:
         raise ValueError(f"the recording is cut short: {held} of {stated} bytes are there")
+
+
+def length(value: Any, rate: int) -> int:
+    """Return how many samples `at_rate` gives, by what a file's header says. Raises as `read`."""
+    if not isinstance(value, Path):
+        samples, own = read(value)
+        return -(-len(samples) * rate // own)
+    try:
+        import soundfile
+    except ImportError:
+        raise SpecError("audio files need soundfile; install it with: pip install 'mlplatform[audio]'") from None
+    try:
+        about = soundfile.info(value)
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise ValueError(f"{value}: not a readable recording, or one cut short: {error}") from None
+    return -(-about.frames * rate // about.samplerate)
 
 
 def at_rate(value: Any, rate: int) -> Samples:
@@ -84,3 +100,12 @@ def resampled(samples: Samples, own: int, rate: int) -> Samples:
         raise SpecError("resampling needs scipy; install it with: pip install 'mlplatform[audio]'") from None
     shared = gcd(own, rate)
     return resample_poly(samples, rate // shared, own // shared).astype(np.float32)
+
+
+def save(path: Path, samples: Samples, rate: int) -> None:
+    """Write samples as a WAV file of 16 bits."""
+    import wave
+
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, rate, len(samples), "NONE", ""))
+        file.writeframes((samples.clip(-1, 1) * 32767).astype("<i2").tobytes())
