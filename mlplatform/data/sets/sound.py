@@ -69,7 +69,7 @@ def asterisk_words(source: Path, target: Path) -> None:
 def _words() -> dict[str, str]:
     """Return what is said in the clips whose names tell it: name -> words."""
     said = {f"digits/{number}": word for number, word in WORDS.items()}
-    said |= {f"digits/h-{number}": _ordinal(word) for number, word in WORDS.items() if number}
+    said |= {f"digits/h-{number}": ordinal(word) for number, word in WORDS.items() if number}
     alike = ALIKE.split()
     said |= {f"digits/{word}": word for word in alike} | {f"digits/h-{word}": f"{word}th" for word in alike[:4]}
     for kind, names in (("day", DAYS), ("mon", MONTHS)):
@@ -78,7 +78,7 @@ def _words() -> dict[str, str]:
     return said | {f"phonetic/{word[0]}_p": word for word in PHONETIC.split()}
 
 
-def _ordinal(word: str) -> str:
+def ordinal(word: str) -> str:
     """Return the ordinal of a number up to twenty, or of a multiple of ten: `five` -> `fifth`."""
     if word.endswith("y"):
         return f"{word[:-1]}ieth"
