@@ -96,7 +96,7 @@ def of_pairs(train: Records, held_out: Records) -> dict[str, float]:
 
 
 def _pixels(records: Records) -> np.ndarray[Any, Any]:
-    return np.stack([pixels_of(record["image"], record.place, False).reshape(-1) / 255 for record in records])
+    return np.stack([np.asarray(pixels_of(r["image"], r.place, False), float).reshape(-1) / 255 for r in records])
 
 
 METHODS: dict[tuple[str, ...], Callable[[Records, Records], dict[str, float]]] = {
