@@ -23,8 +23,12 @@ from mlplatform.registry.targets import TARGET_GROUPS, resolve_target
 
 GROUPS = sorted(g for g in Library().groups() if "/" not in g and g not in ("model", "recipes"))
 BLOCKS = sorted(g for g in Library().groups() if g.startswith("block/"))
-NEEDED = {"data": ["data.path=x"], "tokenizer": ["tokenizer.path=x"]}
-BESIDE = {"tokenizer=sentinel_bpe": ["model=t5_tiny"], "teacher=folder": ["teacher.source=x"]}
+NEEDED = {"data": ["data.path=x"], "tokenizer": ["tokenizer.path=x"], "processor": ["processor.path=x"]}
+BESIDE = {
+    "tokenizer=sentinel_bpe": ["model=t5_tiny"],
+    "teacher=folder": ["teacher.source=x"],
+    "processor=image": ["model=vit_tiny", "tokenizer=null"],
+}
 """What an option goes with, where that is not the default run."""
 
 

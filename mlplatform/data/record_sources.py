@@ -162,17 +162,21 @@ class Digits(RecordSource):
         super().__init__(validation=validation, test=test, fields={}, steps=steps, classes=None, skip=False, options={})
 
     def tables(self) -> dict[str, list[Table]]:
-        try:
-            from sklearn.datasets import load_digits
-        except ImportError:
-            raise DataError("data=digits needs scikit-learn; install it with: pip install 'mlplatform[data]'") from None
-        held = load_digits()
-        pixels = (held.images * (255 / 16)).round().astype("uint8")  # 17 levels, 0 to 16
-        rows = [{"image": image, "label": int(label)} for image, label in zip(pixels, held.target, strict=True)]
+        rows = [{"image": image, "label": label} for image, label in zip(*load_digits(), strict=True)]
         return {"train": [ListTable(self.name, rows)]}
 
     def content(self) -> str:
         digest = hashlib.sha256()
-        for row in self.tables()["train"][0].rows:  # type: ignore[attr-defined]
-            digest.update(row["image"].tobytes() + bytes([row["label"]]))
+        for image, label in zip(*load_digits(), strict=True):
+            digest.update(image.tobytes() + bytes([label]))
         return digest.hexdigest()
+
+
+def load_digits() -> tuple[Any, list[int]]:
+    """Return scikit-learn's digits: pixels (1797, 8, 8) of bytes, and what each is. Raises DataError without it."""
+    try:
+        from sklearn import datasets
+    except ImportError:
+        raise DataError("these digits need scikit-learn; install it with: pip install 'mlplatform[data]'") from None
+    held: Any = datasets.load_digits()
+    return (held.images * (255 / 16)).round().astype("uint8"), [int(label) for label in held.target]  # of 17 levels

@@ -34,7 +34,11 @@ def places_of(composed: Composed, path: str) -> list[str]:
     return [origin.place for origin in composed.origins[path]]
 
 
-@pytest.mark.parametrize("option", Library().options("model"))
+SWAPPED = {"detr_tiny", "hubert_tiny", "wav2vec2_tiny"}
+"""Models that put a block of another kind in the place of their family's, which replaces it whole."""
+
+
+@pytest.mark.parametrize("option", sorted({*Library().options("model")} - SWAPPED))
 def test_equals_hydra_where_hydra_can_say_it(option: str) -> None:
     """Without a change of kind our merging is Hydra's."""
     overrides = [f"model={option}", "++model.trunk.depth=3", "++seed=5", "+model.extra={a: [1, x], b: null}"]
