@@ -43,18 +43,18 @@ def pretrained(folder: Path, model: str, overrides: list[str]) -> list[str]:
     return [*overrides, f"init_from={start}", f"tokenizer.path={start}"]
 
 
-def llama_10min(folder: Path) -> list[str]:
+def scenes(folder: Path, length: int = 32) -> list[str]:
+    """Write a text of sixty documents; return the overrides that name it and cut rows short."""
     path = folder / "scenes.txt"
     path.write_text("\n\n\n".join(f"{i} {' '.join(texts())}" for i in range(60)))
-    sizes = [
-        "model.trunk.dim=24",
-        "model.trunk.depth=1",
-        "model.trunk.layer.mlp.width=32",
-        "model.trunk.input.vocab=300",
-    ]
+    data = [f"data.path={path}", "data.document_separator='\\n\\n\\n+'", "data.validation=0.3"]
+    return [*data, f"batch.length={length}"]
+
+
+def llama_10min(folder: Path) -> list[str]:
+    sizes = [f"model.trunk.{size}" for size in ("dim=24", "depth=1", "layer.mlp.width=32", "input.vocab=300")]
     heads = ["model.trunk.layer.attention.heads=2", "model.trunk.layer.attention.kv_heads=1"]
-    cut = [f"data.path={path}", "data.document_separator='\\n\\n\\n+'", "data.validation=0.3", "batch.length=32"]
-    return [*cut, *sizes, *heads]
+    return [*scenes(folder), *sizes, *heads]
 
 
 def sentiment(folder: Path) -> list[str]:
