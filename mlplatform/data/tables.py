@@ -216,7 +216,7 @@ class ParquetTable:
         size = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
         if size > GROUPS_KEPT and len(counts) > 1:
             told = "each row read in random order unpacks a whole row group"
-            better = "as JSON Lines or in a folder of save_to_disk (data=hugging_face) a row is read alone"
+            better = "as JSON Lines (data=json_rows) a row is read alone"
             log.warning("%s: %.0f MB in %d row groups: %s; %s", self.file, size / 1e6, len(counts), told, better)
         return file
 
