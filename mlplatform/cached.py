@@ -8,7 +8,7 @@ import fcntl
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from mlplatform.errors import DataError
@@ -42,6 +42,16 @@ def cached_folder(
         with _locked(folder.parent / f".{key}.lock", what):
             _build_locked(folder, build, damage, what)
     return folder
+
+
+def wrong_size(folder: Path, sizes: Mapping[str, int]) -> str | None:
+    """Say which of a folder's files is missing, cut short or too long; None when all are as they should be."""
+    for name, size in sizes.items():
+        path = folder / name
+        held = path.stat().st_size if path.is_file() else 0
+        if held != size:
+            return f"{name} has {held} of {size} bytes"
+    return None
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -16,12 +16,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
+from held_out import call
 from numpy.typing import NDArray
 
 from mlplatform.cli.compose import compose
 from mlplatform.data.collate import IGNORED, Batch, Row
 from mlplatform.data.module import DataModule
-from mlplatform.errors import PlatformError
 from mlplatform.registry import Spec
 
 Codes = NDArray[np.int64]
@@ -119,8 +119,4 @@ def report(overrides: Sequence[str], say: Callable[[str], None] = print) -> None
 
 
 if __name__ == "__main__":
-    try:
-        report(sys.argv[1:])
-    except PlatformError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+    sys.exit(call(report, sys.argv[1:]))

@@ -19,14 +19,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from held_out import Records, call, records_of
 
-from mlplatform.cli.compose import compose
-from mlplatform.data.records import Record
-from mlplatform.errors import PlatformError
+from mlplatform.errors import SpecError
 from mlplatform.processors.image import pixels_of
-from mlplatform.registry import Spec
-
-Records = Sequence[Record]
 
 
 def commonest(train: Sequence[Any], held_out: Sequence[Any]) -> float:
@@ -107,36 +103,18 @@ METHODS: dict[tuple[str, ...], Callable[[Records, Records], dict[str, float]]] =
 }
 
 
-def measure(overrides: Sequence[str]) -> dict[str, float]:
-    """Return what each method reaches on the validation split of a run's data."""
-    from mlplatform.models import build
-
-    config = compose("train", overrides).check().config
-    task = Spec.of(config["task"], "task", "task").build(model=build(config["model"], device="meta"))
-    if not task.reads_records:
-        raise PlatformError("this run learns from documents; scripts/baselines.py is for them")
-    reads = task.reads()
+def report(overrides: Sequence[str], say: Callable[[str], None] = print) -> None:
+    """Print what each method reaches on the validation split of a run's data."""
+    started = time.monotonic()
+    _, reads, train, held_out = records_of(overrides)
     needed = set(reads.fields) - reads.optional
     method = next((made for fields, made in METHODS.items() if set(fields) == needed), None)
     if method is None:
-        raise PlatformError(f"no simple method here reads {', '.join(sorted(needed))}")
-    splits = Spec.of(config["data"], "data", "data").build().open(reads).splits
-    return method(list(splits["train"]), list(splits["validation"]))
-
-
-def main(argv: Sequence[str]) -> int:
-    """Print a line for each method."""
-    started = time.monotonic()
-    try:
-        found = measure(argv)
-    except PlatformError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    for name, value in found.items():
-        print(f"{value:.4f}  {name}")
-    print(f"{time.monotonic() - started:.0f} s", file=sys.stderr)
-    return 0
+        raise SpecError(f"no simple method here reads {', '.join(sorted(needed))}")
+    for name, value in method(list(train), list(held_out)).items():
+        say(f"{value:.4f}  {name}")
+    say(f"{time.monotonic() - started:.0f} s")
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(call(report, sys.argv[1:]))

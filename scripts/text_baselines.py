@@ -13,17 +13,15 @@ The overrides are those of `mlplatform train`: `recipes=t5_translation`. Of all 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from baselines import witten_bell
+from held_out import call, records_of
 from numpy.typing import NDArray
 
-from mlplatform.cli.compose import compose
 from mlplatform.data.records import Record
-from mlplatform.errors import PlatformError
-from mlplatform.registry import Spec
 from mlplatform.tasks.text_scores import SCORES
 
 FIRST_WORDS = 8
@@ -31,19 +29,9 @@ ORDERS = (3, 5)
 """Characters of the n-grams."""
 
 
-def records_of(overrides: Iterable[str]) -> tuple[dict[str, Any], Sequence[Record], Sequence[Record]]:
-    """Return a run's config, and its records of training and those held out."""
-    result = compose("train", list(overrides)).check()
-    with result.located():
-        task = Spec(result.config["task"], "task", "task")
-        reads = task.thing.reads(task.thing.__new__(task.thing))
-        opened = Spec(result.config["data"], "data", "data").build().open(reads)
-    return result.config, opened.splits["train"], opened.splits["validation"]
-
-
 def written(overrides: Sequence[str], say: Callable[[str], None] = print) -> None:
     """Print the task's scores of what is written without a model."""
-    config, train, held_out = records_of(overrides)
+    config, _, train, held_out = records_of(overrides)
     wanted = [record["target"] for record in held_out]
     sources = [record["source"] for record in held_out]
     means = {
@@ -70,7 +58,7 @@ def nearest(train: Sequence[Record], sources: Sequence[str]) -> list[str]:
 
 def preferred(overrides: Sequence[str], say: Callable[[str], None] = print) -> None:
     """Print the share of pairs whose chosen text is the one preferred without a model; a tie is half."""
-    _, train, held_out = records_of(overrides)
+    _, _, train, held_out = records_of(overrides)
     chosen, rejected = ([record[name] for record in held_out] for name in ("chosen", "rejected"))
     say(f"{len(chosen)} pairs held out")
     say(f"the longer text       {_wins([len(t) for t in chosen], [len(t) for t in rejected]):.3f}")
@@ -101,11 +89,9 @@ def _grams(texts: Sequence[str], letters: dict[str, int], order: int) -> tuple[l
     return parts, np.repeat(np.arange(len(texts)), [len(row) - order + 1 for row in rows])
 
 
+REPORTS = {"written": written, "preferred": preferred}
+
 if __name__ == "__main__":
-    try:
-        {"written": written, "preferred": preferred}[sys.argv[1]](sys.argv[2:])
-    except PlatformError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
-    except (IndexError, KeyError):
+    if len(sys.argv) < 2 or sys.argv[1] not in REPORTS:
         sys.exit(__doc__)
+    sys.exit(call(REPORTS[sys.argv[1]], sys.argv[2:]))

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
+from held_out import call
 from numpy.typing import NDArray
 from torchmetrics.functional.text import char_error_rate, word_error_rate
 
@@ -25,7 +26,6 @@ from mlplatform.cli.pretrained import with_sources
 from mlplatform.data.records import Record
 from mlplatform.data.sets.sound import WORDS, ordinal
 from mlplatform.data.sound import at_rate
-from mlplatform.errors import PlatformError
 from mlplatform.processors.audio import log_mel, mel_filters
 from mlplatform.registry import Spec
 from mlplatform.tasks.transcripts import plain
@@ -99,8 +99,4 @@ def report(overrides: Sequence[str], say: Callable[[str], None] = print) -> None
 
 
 if __name__ == "__main__":
-    try:
-        report(sys.argv[1:])
-    except PlatformError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+    sys.exit(call(report, sys.argv[1:]))

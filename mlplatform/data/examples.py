@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol, cast, overload
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mlplatform.data.collate import Batch, Row
 from mlplatform.data.packing import IGNORED, Arrays
-from mlplatform.data.records import Record
+from mlplatform.data.records import Numbered, Record
 from mlplatform.errors import DataError
 
 
@@ -76,7 +76,7 @@ class Windows(Examples, Protocol):
         ...
 
 
-class RecordRows(Sequence[Record]):
+class RecordRows(Numbered):
     """A split of records as numbered rows, the same in every epoch. As a sequence: the record each row is made of."""
 
     def __init__(self, records: Sequence[Record], examples: Examples, training: bool) -> None:
@@ -95,14 +95,17 @@ class RecordRows(Sequence[Record]):
             return len(self.records)
         return int(self.ends[-1]) if len(self.ends) else 0
 
-    @overload
-    def __getitem__(self, number: int) -> Record: ...
-    @overload
-    def __getitem__(self, number: slice) -> list[Record]: ...
-    def __getitem__(self, number: int | slice) -> Record | list[Record]:
-        if isinstance(number, slice):
-            return [self[i] for i in range(*number.indices(len(self)))]
+    def at(self, number: int) -> Record:
         return self.records[self.place(number)[0]]
+
+    @classmethod
+    def none(cls) -> RecordRows:
+        """Return no rows."""
+        return cls((), cast(Examples, None), training=False)
+
+    def first(self, record: int) -> int:
+        """Return the number of the first row of a record."""
+        return record if self.ends is None else int(self.ends[record - 1]) if record else 0
 
     def place(self, number: int) -> tuple[int, int]:
         """Return which record a row is made of, and which of its parts it is."""
@@ -124,6 +127,12 @@ class RecordRows(Sequence[Record]):
         if self.ends is None:
             return self.examples.row(self.records[record], random)
         return cast(Windows, self.examples).part(self.records[record], part, random)
+
+
+def token_arrays(encoding: Any, segments: bool) -> Arrays:
+    """Return an encoding's `input_ids`, and `token_type_ids` where the model tells the two texts of a pair apart."""
+    row: Arrays = {"input_ids": np.asarray(encoding.ids)}
+    return {**row, "token_type_ids": np.asarray(encoding.type_ids)} if segments else row
 
 
 def stacked(rows: list[Row], fillers: Mapping[str, float]) -> Batch:

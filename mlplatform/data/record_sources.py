@@ -1,4 +1,4 @@
-"""Records from tables: CSV, JSON Lines and Parquet files, data sets of Hugging Face, and small ones of packages."""
+"""Records from tables: CSV, JSON Lines and Parquet files, and digits that come with a package."""
 
 from __future__ import annotations
 

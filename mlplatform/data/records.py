@@ -22,7 +22,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from mlplatform.cached import cached_folder
+from mlplatform.cached import cached_folder, wrong_size
 from mlplatform.data.fields import BadFile, Field, Values, is_file
 from mlplatform.data.splits import drawn
 from mlplatform.data.steps import Step
@@ -127,7 +127,22 @@ class Shaping:
                 raise ValueError(f"is '{one}', and the classes are {listing(self.classes or ())} (data.classes)")
 
 
-class Records(Sequence[Record]):
+class Numbered(Sequence[Record]):
+    """A sequence of records whose subclasses say only how long it is, and give the one of a number."""
+
+    def at(self, number: int) -> Record:
+        """Return one record."""
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, number: int) -> Record: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[Record]: ...
+    def __getitem__(self, number: int | slice) -> Record | list[Record]:
+        return [self.at(i) for i in range(*number.indices(len(self)))] if isinstance(number, slice) else self.at(number)
+
+
+class Records(Numbered):
     """One split, read in place. It can be handed to worker processes."""
 
     def __init__(self, tables: Sequence[Table], rows: Path | None, shaping: Shaping) -> None:
@@ -143,14 +158,8 @@ class Records(Sequence[Record]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    @overload
-    def __getitem__(self, number: int) -> Record: ...
-    @overload
-    def __getitem__(self, number: slice) -> list[Record]: ...
-    def __getitem__(self, number: int | slice) -> Record | list[Record]:
+    def at(self, number: int) -> Record:
         """Return a record. Raises DataError when its file changed under the run."""
-        if isinstance(number, slice):
-            return [self[i] for i in range(*number.indices(len(self)))]
         where, key, counted = (int(part) for part in self.rows[number])
         table = self.tables[where]
         place = named_place(table, counted)
@@ -425,11 +434,8 @@ def _damage(folder: Path) -> str | None:
         sizes, broken = told["sizes"], told["broken"]
     except (OSError, ValueError, KeyError) as error:
         return f"manifest.json: {error}"
-    for name, size in sizes.items():
-        path = folder / name
-        held = path.stat().st_size if path.is_file() else 0
-        if held != size:
-            return f"{name} has {held} of {size} bytes"
+    if wrong := wrong_size(folder, sizes):
+        return wrong
     mended = (path for path, before in broken.items() if _stamp(Path(path)) != before)
     return next((f"{path}, for whose sake a row was left out, has changed" for path in mended), None)
 

@@ -15,8 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from mlplatform.data.files import check_apart, find, fingerprint, lines, not_utf8, text_blocks
+from mlplatform.data.fields import Words
+from mlplatform.data.files import check_apart, find, fingerprint, lines, text_blocks
 from mlplatform.data.splits import is_validation
+from mlplatform.data.tables import json_object
 from mlplatform.errors import DataError, SpecError, did_you_mean, listing
 from mlplatform.registry import Fraction, Text, block
 
@@ -180,15 +182,10 @@ class Rows(Source):
 
     def _text(self, value: Any) -> str:
         """Return the text of a row. Raises ValueError saying what is wrong with it."""
-        if not isinstance(value, str):
-            raise ValueError(f"field '{self.field}' is {_named(value)}, and a text is needed")
-        if not value or value.isspace():
-            raise ValueError(f"field '{self.field}' has no text in it")
         try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise ValueError(f"field '{self.field}' holds half a surrogate pair, which is no text") from None
-        return value
+            return Words().clean(value, Path())
+        except ValueError as error:
+            raise ValueError(f"field '{self.field}' {error}") from None
 
     def _bad(self, file: Path, where: str, why: object) -> None:
         """Count a bad row, or raise DataError that says where it is."""
@@ -229,16 +226,7 @@ class JSONLines(Rows):
                 self._bad(file, f"line {number}", error)
 
     def _value(self, line: bytes, offset: int) -> Any:
-        try:
-            row = json.loads(line.decode())
-        except UnicodeDecodeError as error:
-            raise ValueError(not_utf8(line[error.start], offset + error.start)) from None
-        except json.JSONDecodeError as error:
-            raise ValueError(f"column {error.colno}: not JSON: {error.msg}") from None
-        except RecursionError:
-            raise ValueError("nested too deep") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"the line is {_named(row)}, and an object is needed")
+        row = json_object(line, offset)
         if self.field not in row:
             near = did_you_mean(self.field, row)
             raise ValueError(f"no field '{self.field}'{near}; it has {listing(row)} (data.field names the text)")
@@ -294,9 +282,3 @@ class Parquet(Rows):
         held = str(schema.field(self.field).type)
         if held not in ("string", "large_string", "string_view"):
             raise DataError(f"{file}: column '{self.field}' is of type {held}, and a text is needed (see data.field)")
-
-
-def _named(value: Any) -> str:
-    """Name a JSON value's type as JSON does."""
-    names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a text", list: "a list"}
-    return names.get(type(value), "an object")

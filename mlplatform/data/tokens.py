@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mlplatform.cached import cached_folder
+from mlplatform.cached import cached_folder, wrong_size
 from mlplatform.data.sources import Document, Source
 from mlplatform.errors import DataError
 from mlplatform.processors.tokenizer import Tokenizer, check_vocab
@@ -270,9 +270,4 @@ def _damage(folder: Path) -> str | None:
         files: dict[str, int] = _manifest(folder)["files"]
     except (OSError, ValueError, KeyError) as error:
         return f"manifest.json: {error}"
-    for name, size in files.items():
-        path = folder / name
-        held = path.stat().st_size if path.is_file() else 0
-        if held != size:
-            return f"{name} has {held} of {size} bytes"
-    return None
+    return wrong_size(folder, files)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mlplatform.context import Cache
 from mlplatform.errors import DataError, SpecError
 from mlplatform.generation.sampling import check_sampling, sample
+from mlplatform.generation.texts import Texts
 
 
 def generate(
@@ -113,19 +114,14 @@ def _continue(
     ends: set[int],
 ) -> list[list[int]]:
     """Choose token after token until every row has ended; return each row's."""
-    new: list[list[int]] = [[] for _ in tokens]
-    done = [False] * len(new)
+    texts = Texts(len(tokens), ends)
     for _ in range(most):
         chosen = choose(logits(tokens, mask))
-        for row, token in enumerate(chosen.tolist()):
-            done[row] = done[row] or token in ends
-            if not done[row]:
-                new[row].append(token)
-        if all(done):
+        if texts.add(chosen):
             break
         tokens = torch.cat([tokens, chosen[:, None]], 1)
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
-    return new
+    return texts.tokens
 
 
 class _Steps:

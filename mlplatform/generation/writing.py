@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mlplatform.context import Cache, Output
 from mlplatform.errors import SpecError
+from mlplatform.generation.texts import Texts
 
 
 @torch.no_grad()
@@ -76,18 +77,13 @@ class _Decoder:
 
 
 def _greedy(decoder: _Decoder, ends: set[int], most: int) -> list[list[int]]:
-    new: list[list[int]] = [[] for _ in range(decoder.rows)]
-    done = [False] * decoder.rows
+    texts = Texts(decoder.rows, ends)
     for _ in range(most):
         chosen = decoder.step().argmax(-1)
-        for row, token in enumerate(chosen.tolist()):
-            done[row] = done[row] or token in ends
-            if not done[row]:
-                new[row].append(token)
-        if all(done):
+        if texts.add(chosen):
             break
         decoder.add(chosen)
-    return new
+    return texts.tokens
 
 
 @dataclass

@@ -23,6 +23,7 @@ from mlplatform.runs.folder import write_whole
 from mlplatform.runs.weights import load_run
 from mlplatform.training import precision
 from mlplatform.training.strategies import Place
+from mlplatform.training.validation import measure
 
 CHANGEABLE = ("data.", "batch.", "task.", "trainer.accelerator", "trainer.precision")
 """What another evaluation may have otherwise than the run; the rest is the model's."""
@@ -67,7 +68,7 @@ def evaluate(
     target = folder / "evaluations" / _name(split, changes, limit)
     target.mkdir(parents=True, exist_ok=True)
     plugin = precision.plugin(experiment.trainer["precision"], place.device)
-    with torch.no_grad(), plugin.val_step_context(), _Predictions(target / "predictions.jsonl") as said:
+    with plugin.val_step_context(), _Predictions(target / "predictions.jsonl") as said:
         metrics = _measure(task.to(place.device).eval(), data, split, limit, said)
     told = {name.replace("validation/", f"{split}/", 1): value for name, value in metrics.items()}
     about = {"split": split, "changes": changes, "limit": limit, "fingerprint": data.record()["fingerprint"]}
@@ -95,20 +96,15 @@ def _config(folder: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _measure(task: Any, data: DataModule, split: str, limit: int | None, said: _Predictions) -> dict[str, float]:
-    sums = torch.zeros(3, dtype=torch.float64, device=task.device)
-    task.begin_validation()
-    for batch in islice(data.held_out(split), limit):
-        there = {name: tensor.to(task.device) for name, tensor in batch.items()}
-        out = task.scored(there)
-        task.observe(there, out)
-        sums += task.sums(there, out)
-        if task.reads_records:
-            for number, prediction in zip(there["numbers"].tolist(), task.predictions(there, out), strict=False):
-                said.write(number, task.held_out[number], prediction)
-    if task.reads_records:
-        for number, prediction in task.whole_predictions():
+    def seen(batch: dict[str, torch.Tensor], out: Any) -> None:
+        for number, prediction in zip(batch["numbers"].tolist(), task.predictions(batch, out), strict=False):
             said.write(number, task.held_out[number], prediction)
-    return {**task.metrics(sums), **task.measured()}
+
+    batches = ({n: t.to(task.device) for n, t in batch.items()} for batch in islice(data.held_out(split), limit))
+    metrics = measure(task, batches, seen=seen if task.reads_records else None)
+    for number, prediction in task.whole_predictions() if task.reads_records else ():
+        said.write(number, task.held_out[number], prediction)
+    return metrics
 
 
 class _Predictions:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mlplatform.data.collate import Collator, NextToken
 from mlplatform.registry import block
-from mlplatform.tasks.task import Batch, Task, count_targets
+from mlplatform.tasks.task import Batch, Task, count_targets, loss_and_perplexity
 
 
 @block("task/causal_lm")
@@ -28,9 +28,8 @@ class CausalLM(Task):
         return count_targets(batch["labels"][:, 1:])  # the head shifts: the first label of a row is never scored
 
     def metrics(self, sums: Tensor) -> dict[str, float]:
-        total, count, size = sums.tolist()
-        loss = total / count
-        values = {"validation/loss": loss, "validation/perplexity": math.exp(min(loss, 700.0))}
+        total, _, size = sums.tolist()
+        values = loss_and_perplexity(sums)
         if size > 0:
             values["validation/bits_per_byte"] = total / math.log(2) / size
         return values

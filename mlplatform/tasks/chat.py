@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from mlplatform.generation.generate import generate_tokens
 from mlplatform.processors.conversations import Spans, conversation, opening, template_of
 from mlplatform.registry import Positive, block
 from mlplatform.tasks.record_task import RecordTask
-from mlplatform.tasks.task import Batch, count_targets
+from mlplatform.tasks.task import Batch, count_targets, loss_and_perplexity
 
 
 @block("task/chat")
@@ -53,8 +52,7 @@ class Chat(RecordTask):
         return self.model(**self.inputs(batch), logits=False)
 
     def metrics(self, sums: Tensor) -> dict[str, float]:
-        total, count, _ = sums.tolist()
-        return {"validation/loss": total / count, "validation/perplexity": math.exp(min(total / count, 700.0))}
+        return loss_and_perplexity(sums)
 
     def predictions(self, batch: Batch, out: Output) -> list[dict[str, Any]]:
         tokenizer = self.tools.tokenizer

@@ -38,7 +38,6 @@ class Contrastive(RecordTask):
         chunk: rows of the table of scores held at a time.
     """
 
-    reads_key = "pixel_values"
     monitor = "validation/image_to_text_r1"
     own_keys = (*RecordTask.own_keys, "classes")
 
@@ -107,9 +106,10 @@ class Contrastive(RecordTask):
 
     def _scale_alone(self, loss: Tensor) -> Tensor:
         """Return a term whose gradient is the loss's for the scale and the bias alone."""
-        parameters = [p for p in (self.model.logit_scale, self.model.logit_bias) if isinstance(p, nn.Parameter)]
-        slopes = torch.autograd.grad(loss, parameters)
-        return torch.stack([(p * slope).sum() for p, slope in zip(parameters, slopes, strict=True)]).sum()
+        own: list[Any] = [self.model.logit_scale, self.model.logit_bias]
+        trained = [p for p in own if p is not None and p.requires_grad]
+        slopes = torch.autograd.grad(loss, trained) if trained else ()
+        return sum(((p * slope).sum() for p, slope in zip(trained, slopes, strict=True)), loss.new_zeros(()))
 
     def _embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         given = self.inputs(batch)

@@ -23,6 +23,7 @@ from mlplatform.processors.boxes import detected_objects
 from mlplatform.processors.image import pixels_of
 from mlplatform.registry import Fraction, block
 from mlplatform.tasks.record_task import RecordTask, check_classes
+from mlplatform.tasks.scores import need_package
 from mlplatform.tasks.task import Batch
 
 
@@ -44,6 +45,7 @@ class Detection(RecordTask):
 
     def __init__(self, model: nn.Module, *, threshold: Fraction = 0.5, flip: Fraction = 0.5) -> None:
         super().__init__(model)
+        need_package("pycocotools", "mean average precision", "task")
         self.threshold, self.flip = threshold, flip
 
     def check_model(self, model: nn.Module) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from mlplatform.data.collate import IGNORED, Collator, Row, count_bytes, stack
 from mlplatform.errors import DataError, SpecError
 from mlplatform.registry import Fraction, NonNegativeFloat, block
-from mlplatform.tasks.task import Batch, Task, count_targets
+from mlplatform.tasks.task import Batch, Task, count_targets, loss_and_perplexity
 
 SPACES = "ĠĊĉč▁"
 """How byte-level and SentencePiece vocabularies write space, newline, tab and return."""
@@ -55,8 +54,7 @@ class MaskedLM(Task):
         return count_targets(batch["labels"])
 
     def metrics(self, sums: Tensor) -> dict[str, float]:
-        total, count, _ = sums.tolist()
-        return {"validation/loss": total / count, "validation/perplexity": math.exp(min(total / count, 700.0))}
+        return loss_and_perplexity(sums)
 
 
 class Masking:

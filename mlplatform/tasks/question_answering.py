@@ -15,13 +15,13 @@ from torchmetrics import Metric
 
 from mlplatform.context import Output
 from mlplatform.data.collate import Row
-from mlplatform.data.examples import RecordRows, Tools, stacked
+from mlplatform.data.examples import Tools, stacked, token_arrays
 from mlplatform.data.fields import Field, Values, Words
 from mlplatform.data.packing import Arrays
 from mlplatform.data.records import Reads, Record
 from mlplatform.errors import DataError, SpecError
 from mlplatform.registry import Natural, Positive, block
-from mlplatform.tasks.record_task import RecordTask
+from mlplatform.tasks.record_task import RecordTask, has_segments
 from mlplatform.tasks.task import Batch
 
 
@@ -68,17 +68,12 @@ class QuestionAnswering(RecordTask):
     def examples(self, tools: Tools) -> Questions:
         if self.stride >= tools.length // 2:
             raise SpecError(f"task.stride={self.stride} is half of batch.length={tools.length} or more; take less")
-        segments = getattr(self.model.trunk.input, "segments", None) is not None  # type: ignore[union-attr]
-        return Questions(tools.need("tokenizer", self.kind), tools.length, self.stride, segments)
+        tokenizer = tools.need("tokenizer", self.kind)
+        return Questions(tokenizer, tools.length, self.stride, has_segments(self.model))
 
     def prepare_measures(self, tools: Tools) -> None:
-        rows = self.held_out
-        kinds = {bool(rows[i]["answers"]["text"]) for i in range(len(rows))} if isinstance(rows, RecordRows) else set()
-        names = ["exact_match", "f1"]
-        if len(kinds) == 2:
-            names += [f"{name}_{kind}" for kind in ("answered", "unanswered") for name in ("exact_match", "f1")]
-        self.best = BestSpans(self.candidates)
-        self.measures = {name: AnswerScore(self, name) for name in names}
+        self.best = BestSpans()
+        self.measures = {"answers": AnswerScores(self)}
 
     def targets(self, batch: Batch) -> Tensor:
         return torch.tensor(batch["labels"].numel(), device=batch["labels"].device)
@@ -94,36 +89,27 @@ class QuestionAnswering(RecordTask):
         for row in range(len(spans)):
             found = best_spans(starts[row], ends[row], spans[row], self.longest, self.candidates)
             none = float(starts[row, 0] + ends[row, 0])
-            self.best.update(self._place(int(batch["numbers"][row])), [*found, Span(0, 0, none)])
+            record, _ = self.held_out.place(int(batch["numbers"][row]))
+            self.best.update(record, [*found, Span(0, 0, none)])
 
     def answers(self) -> dict[int, list[tuple[str, float]]]:
         """Return record -> its candidates and their scores, best first; "" is no answer."""
         found: dict[int, list[tuple[str, float]]] = {}
         for record, spans in self.best.compute().items():
             none = min(span.score for span in spans if span.end == 0)  # it has none when no window shows one
-            context = self._record(record)["context"]
+            context = self.held_out.records[record]["context"]
             told = {context[s.start : s.end]: s.score for s in sorted(spans, key=lambda s: s.score) if s.end}
             told[""] = none + self.bonus
             found[record] = sorted(told.items(), key=lambda pair: -pair[1])[: self.candidates]
         return found
 
-    def _place(self, number: int) -> int:
-        """Return which record a row is a window of."""
-        return self.held_out.place(number)[0] if isinstance(self.held_out, RecordRows) else number
-
-    def _record(self, number: int) -> Record:
-        rows = self.held_out
-        return rows.records[number] if isinstance(rows, RecordRows) else rows[number]
-
     def predictions(self, batch: Batch, out: Output) -> list[dict[str, Any]]:
         return []
 
     def whole_predictions(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        rows = self.held_out
         for record, told in sorted(self.answers().items()):
-            first = record if not isinstance(rows, RecordRows) or rows.ends is None else int(rows.ends[record]) - 1
             listed = [{"text": text, "score": score} for text, score in told]
-            yield first, {"answer": told[0][0], "candidates": listed}
+            yield self.held_out.first(record), {"answer": told[0][0], "candidates": listed}
 
 
 class Answers(Field):
@@ -163,10 +149,7 @@ class Questions:
         made = self._last(record["question"], record["context"], record.place)[number]
         inside = np.asarray([part == 1 for part in made.sequence_ids])
         spans = np.where(inside[:, None], np.asarray(made.offsets), -1)
-        row = {"input_ids": np.asarray(made.ids), "spans": spans, "labels": self._label(spans, record["answers"])}
-        if self.segments:
-            row["token_type_ids"] = np.asarray(made.type_ids)
-        return row
+        return {**token_arrays(made, self.segments), "spans": spans, "labels": self._label(spans, record["answers"])}
 
     def row(self, record: Record, random: np.random.Generator | None) -> Arrays:
         return self.part(record, 0, random)
@@ -221,7 +204,7 @@ class BestSpans(Metric):
     full_state_update = False
     rows: list[Tensor]
 
-    def __init__(self, count: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.add_state("rows", [], dist_reduce_fx="cat")
 
@@ -233,39 +216,40 @@ class BestSpans(Metric):
     def compute(self) -> dict[int, list[Span]]:
         """Return the candidates of each record."""
         found: dict[int, list[Span]] = defaultdict(list)
-        rows = torch.cat(self.rows) if isinstance(self.rows, list) and self.rows else self.rows
-        for record, start, end, score in rows.tolist() if isinstance(rows, Tensor) else []:
+        parts = [self.rows] if isinstance(self.rows, Tensor) else self.rows  # one tensor when ranks were gathered
+        for record, start, end, score in (row for part in parts for row in part.tolist()):
             found[int(record)].append(Span(int(start), int(end), score))
         return found
 
 
-class AnswerScore:
-    """SQuAD's exact match or F1 in percent, over all records or those with (or without) an answer."""
+class AnswerScores:
+    """SQuAD's exact match and F1 in percent; where some records have an answer and others none, also of both apart."""
 
     higher_is_better = True
+    names = tuple(f"{score}{part}" for part in ("", "_answered", "_unanswered") for score in ("exact_match", "f1"))
 
-    def __init__(self, task: QuestionAnswering, name: str) -> None:
-        self.task, self.name = (task,), name  # a tuple, so that the task is no child of its own measure
-        self.part = {"answered": True, "unanswered": False}.get(name.rpartition("_")[2])
+    def __init__(self, task: QuestionAnswering) -> None:
+        self._task = (task,)  # a tuple, so that the task is no child of its own measure
 
-    def to(self, device: Any) -> AnswerScore:
+    def to(self, device: Any) -> AnswerScores:
         return self
 
     def reset(self) -> None:
         """The spans are forgotten by the task."""
 
-    def compute(self) -> float:
-        """Return the score; 0 without a record."""
+    def compute(self) -> dict[str, float]:
+        """Return the scores that there are records for."""
         from torchmetrics.text import SQuAD
 
-        [task] = self.task
-        measure = SQuAD()
+        [task] = self._task
+        parts = {"": SQuAD(), "_answered": SQuAD(), "_unanswered": SQuAD()}
         for record, told in task.answers().items():
-            texts = task._record(record)["answers"]["text"]
-            if self.part is None or self.part == bool(texts):
-                name = str(record)
-                answers = {"text": texts or [""], "answer_start": [0] * max(1, len(texts))}
-                measure.update([{"prediction_text": told[0][0], "id": name}], [{"answers": answers, "id": name}])
-        if not measure.total:
-            return 0.0
-        return float(measure.compute()["exact_match" if self.name.startswith("exact") else "f1"])
+            texts = task.held_out.records[record]["answers"]["text"]
+            said = [{"prediction_text": told[0][0], "id": str(record)}]
+            true = [{"answers": {"text": texts or [""], "answer_start": [0] * max(1, len(texts))}, "id": str(record)}]
+            for part in ("", "_answered" if texts else "_unanswered"):
+                parts[part].update(said, true)
+        seen = [part for part, measure in parts.items() if measure.total]
+        told_of = seen if len(seen) == 3 else seen[:1]
+        scores = {part: parts[part].compute() for part in told_of}
+        return {f"{name}{part}": float(score) for part, found in scores.items() for name, score in found.items()}

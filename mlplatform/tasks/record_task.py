@@ -8,9 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from mlplatform.context import Output
-from mlplatform.data.examples import Examples, Tools
-from mlplatform.data.packing import Rows
-from mlplatform.data.records import Reads, Record
+from mlplatform.data.examples import Examples, RecordRows, Tools
+from mlplatform.data.records import Reads
 from mlplatform.errors import SpecError, listing
 from mlplatform.tasks.task import Batch, Task
 
@@ -33,7 +32,7 @@ class RecordTask(Task):
     """The field whose classes the model's head has an output for, where there is one."""
 
     tools: Tools = Tools()
-    held_out: Sequence[Record] = ()
+    held_out: RecordRows = RecordRows.none()
 
     def reads(self) -> Reads:
         """Return the fields the task reads."""
@@ -47,11 +46,10 @@ class RecordTask(Task):
         """
         raise NotImplementedError
 
-    def settle(self, tools: Tools, held_out: Sequence[Record] = ()) -> None:
+    def settle(self, tools: Tools, held_out: RecordRows | None = None) -> None:
         """Take the run's tools and the records that are validated. Raises SpecError when the model doesn't fit."""
-        self.tools, self.held_out = tools, held_out
+        self.tools, self.held_out = tools, held_out or self.held_out
         self.prepare_measures(tools)
-
         if self.class_field:
             name_labels(self.model, tools.classes[self.class_field])
 
@@ -61,10 +59,6 @@ class RecordTask(Task):
     def scored(self, batch: Batch) -> Output:
         """Return the model's output with the logits, which metrics read."""
         return self.model(**self.inputs(batch))
-
-    def train_rows(self, rows: Rows) -> Rows:
-        """Return the rows of training as this task wants them: mixed with others, for one."""
-        return rows
 
     def predictions(self, batch: Batch, out: Output) -> list[dict[str, Any]]:
         """Return what the model says of each row of a held-out batch, as plain values.
@@ -80,6 +74,11 @@ class RecordTask(Task):
     def metrics(self, sums: Tensor) -> dict[str, float]:
         total, count, _ = sums.tolist()
         return {"validation/loss": total / count}
+
+
+def has_segments(model: Any) -> bool:
+    """Whether a model of text tells the two texts of a pair apart by `token_type_ids`."""
+    return getattr(model.trunk.input, "segments", None) is not None
 
 
 def check_classes(model: nn.Module, count: int, names: Sequence[str]) -> None:

@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 from torchmetrics import Metric
+
+from mlplatform.errors import SpecError
+
+
+def need_package(module: str, what: str, key: str) -> None:
+    """Raise SpecError when the package a metric is computed by is not installed.
+
+    Args:
+        module: of the package. what: the metric. key: what in the config asks for it.
+    """
+    if importlib.util.find_spec(module) is None:
+        told = f"{what} needs {module.replace('_', '-')}; install it with: pip install 'mlplatform[metrics]'"
+        raise SpecError(problems=[(key, told)])
 
 
 def of_classes(count: int) -> dict[str, Metric]:

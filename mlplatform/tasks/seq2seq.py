@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +17,7 @@ from mlplatform.errors import DataError
 from mlplatform.generation.writing import write
 from mlplatform.registry import Natural, Positive, block
 from mlplatform.tasks.record_task import RecordTask
-from mlplatform.tasks.task import Batch, count_targets
+from mlplatform.tasks.task import Batch, count_targets, loss_and_perplexity
 from mlplatform.tasks.text_scores import of_texts
 
 
@@ -93,8 +92,7 @@ class Seq2Seq(RecordTask):
         return [{"target": text} for text in self.written(batch, out)]
 
     def metrics(self, sums: Tensor) -> dict[str, float]:
-        total, count, _ = sums.tolist()
-        return {"validation/loss": total / count, "validation/perplexity": math.exp(min(total / count, 700.0))}
+        return loss_and_perplexity(sums)
 
 
 class TextPairs:

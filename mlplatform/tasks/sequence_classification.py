@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from mlplatform.context import Output
 from mlplatform.data.collate import Row
-from mlplatform.data.examples import Tools, stacked
+from mlplatform.data.examples import Tools, stacked, token_arrays
 from mlplatform.data.fields import Class, Classes, Number, Words
 from mlplatform.data.packing import Arrays
 from mlplatform.data.records import Reads, Record
 from mlplatform.registry import block
-from mlplatform.tasks.record_task import RecordTask, check_classes
+from mlplatform.tasks.one_class import likeliest
+from mlplatform.tasks.record_task import RecordTask, check_classes, has_segments
 from mlplatform.tasks.scores import of_classes, of_numbers, of_sets
 from mlplatform.tasks.task import Batch
 
@@ -42,8 +43,7 @@ class SequenceClassification(RecordTask):
     def examples(self, tools: Tools) -> LabelledTexts:
         tokenizer = tools.need("tokenizer", self.kind)
         numbers = tools.numbers("label") if self.class_field else {}
-        segments = getattr(self.model.trunk.input, "segments", None) is not None  # type: ignore[union-attr]
-        return LabelledTexts(tokenizer, tools.length, self.problem, numbers, segments)
+        return LabelledTexts(tokenizer, tools.length, self.problem, numbers, has_segments(self.model))
 
     def prepare_measures(self, tools: Tools) -> None:
         count: int = self.model.head.out.out_features  # type: ignore[union-attr,assignment]
@@ -68,8 +68,7 @@ class SequenceClassification(RecordTask):
         if self.problem == "multi_label":
             shares = logits.sigmoid().tolist()
             return [{"label": [n for n, s in zip(names, row, strict=True) if s > 0.5], "scores": row} for row in shares]
-        best, place = logits.softmax(-1).max(-1)
-        return [{"label": names[i], "score": s} for i, s in zip(place.tolist(), best.tolist(), strict=True)]
+        return likeliest(logits, names)
 
 
 class LabelledTexts:
@@ -81,10 +80,7 @@ class LabelledTexts:
 
     def row(self, record: Record, random: np.random.Generator | None) -> Arrays:
         made = self.tokenizer.cut(record["text"], record.get("pair"), self.length)
-        row: Arrays = {"input_ids": np.asarray(made.ids), "labels": self._label(record["label"])}
-        if self.segments:
-            row["token_type_ids"] = np.asarray(made.type_ids)
-        return row
+        return {**token_arrays(made, self.segments), "labels": self._label(record["label"])}
 
     def _label(self, label: Any) -> np.ndarray[Any, Any]:
         if self.problem == "regression":

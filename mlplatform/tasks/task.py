@@ -171,19 +171,20 @@ class Task(L.LightningModule):
             step = self.trainer.global_step + 1
             raise RunError(f"step {step}: {what}; lower optimizer.lr, lengthen the warmup or set trainer.clip_norm")
 
-    def validation_step(self, batch: Batch) -> Tensor:
+    def validation_step(self, batch: Batch, seen: Callable[[Batch, Output], None] | None = None) -> Tensor:
         """Return (loss_sum, targets, bytes) of one micro-batch in fp64; bytes is 0 where the data doesn't say.
 
         A batch that only evens out the ranks goes through the model and counts for nothing.
+
+        Args:
+            seen: gets the batch with the model's output.
         """
         out = self.scored(batch)
         if "filler" in batch:
             return torch.zeros(3, dtype=torch.float64, device=self.device)
         self.observe(batch, out)
-        return self.sums(batch, out)
-
-    def sums(self, batch: Batch, out: Output) -> Tensor:
-        """Return (loss_sum, targets, bytes) of a held-out micro-batch in fp64: what `metrics` is made of."""
+        if seen is not None:
+            seen(batch, out)
         size = batch.get("num_bytes", torch.zeros((), device=self.device))
         return torch.stack([out.loss_sum.double(), out.loss_count.double(), size.double()])
 
@@ -275,6 +276,12 @@ def real_tokens(batch: Batch) -> Tensor:
             return batch[name] > 0
     first = next(iter(batch.values()))
     return torch.ones(len(first), dtype=torch.bool, device=first.device)
+
+
+def loss_and_perplexity(sums: Tensor) -> dict[str, float]:
+    """Return the mean loss per target of a validation pass, and its exponential."""
+    total, count, _ = sums.tolist()
+    return {"validation/loss": total / count, "validation/perplexity": math.exp(min(total / count, 700.0))}
 
 
 def count_targets(labels: Tensor) -> Tensor:

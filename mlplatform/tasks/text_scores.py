@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torchmetrics import Metric
 
-from mlplatform.errors import SpecError
+from mlplatform.tasks.scores import need_package
 
 Score = Callable[[list[str], list[str]], float]
 
@@ -81,7 +80,5 @@ SCORES: dict[str, tuple[Score, str]] = {
 def of_texts(names: Iterable[str]) -> dict[str, Any]:
     """Return the named scores. Raises SpecError when the package of one is not installed."""
     for name in names:
-        if importlib.util.find_spec(SCORES[name][1]) is None:
-            told = f"{name} needs {SCORES[name][1].replace('_', '-')}: pip install 'mlplatform[text]'"
-            raise SpecError(problems=[("task.metrics", told)])
+        need_package(SCORES[name][1], name, "task.metrics")
     return {SCORES[name][0].__name__: TextScore(SCORES[name][0]) for name in names}

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from mlplatform.context import Output
 from mlplatform.data.collate import IGNORED, Row
-from mlplatform.data.examples import Tools, stacked
+from mlplatform.data.examples import Tools, stacked, token_arrays
 from mlplatform.data.fields import ListOfWords, Tags, Values
 from mlplatform.data.packing import Arrays
 from mlplatform.data.records import Reads, Record
 from mlplatform.registry import block
 from mlplatform.tasks.entities import EntityScores, are_entities
-from mlplatform.tasks.record_task import RecordTask, check_classes
-from mlplatform.tasks.scores import of_classes
+from mlplatform.tasks.record_task import RecordTask, check_classes, has_segments
+from mlplatform.tasks.scores import need_package, of_classes
 from mlplatform.tasks.task import Batch, count_targets
 
 
@@ -39,15 +39,15 @@ class TokenClassification(RecordTask):
         return Reads({"tokens": ListOfWords(), "tags": Tags()}, check=same_length)
 
     def examples(self, tools: Tools) -> TaggedWords:
-        segments = getattr(self.model.trunk.input, "segments", None) is not None  # type: ignore[union-attr]
         tokenizer = tools.need("tokenizer", self.kind)
-        return TaggedWords(tokenizer, tools.length, tools.numbers("tags"), segments)
+        return TaggedWords(tokenizer, tools.length, tools.numbers("tags"), has_segments(self.model))
 
     def prepare_measures(self, tools: Tools) -> None:
         names, count = tools.classes["tags"], self.model.head.out.out_features  # type: ignore[union-attr]
         check_classes(self.model, count, names)  # type: ignore[arg-type]
         self.measures = dict(of_classes(len(names)))
         if are_entities(names):
+            need_package("seqeval", "scores of entities", "task")
             self.measures |= {f"entity_{what}": EntityScores(names, what) for what in ("f1", "precision", "recall")}
             self.monitor = "validation/entity_f1"
 
@@ -84,10 +84,7 @@ class TaggedWords:
     def row(self, record: Record, random: np.random.Generator | None) -> Arrays:
         made = self.tokenizer.cut_words(record["tokens"], self.length)
         labels = [self.numbers[tag] for tag in record["tags"]]
-        row: Arrays = {"input_ids": np.asarray(made.ids), "labels": np.asarray(on_first_pieces(made.word_ids, labels))}
-        if self.segments:
-            row["token_type_ids"] = np.asarray(made.type_ids)
-        return row
+        return {**token_arrays(made, self.segments), "labels": np.asarray(on_first_pieces(made.word_ids, labels))}
 
     def __call__(self, rows: list[Row]) -> Batch:
         return stacked(rows, {"input_ids": self.tokenizer.filler, "token_type_ids": 0, "labels": IGNORED})

@@ -133,8 +133,12 @@ def fit(
             raise _with_last_checkpoint(error, folder) from None
         finally:
             shown.close()
-    done, clock = session.course.plan.whole.reached(session.clock), session.clock
-    status = "finished" if done else "preempted"
+    return _result(session)
+
+
+def _result(session: Session) -> Result:
+    clock = session.clock
+    status = "finished" if session.plan.whole.reached(clock) else "preempted"
     return Result(status, clock.steps, clock.tokens, clock.seconds, session.best, session.saved)
 
 

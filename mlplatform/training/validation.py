@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import lightning.pytorch as L
@@ -11,28 +11,49 @@ from torch import Tensor
 
 from mlplatform.errors import DataError
 
+Batch = dict[str, Tensor]
 
-@torch.no_grad()
-def validate(trainer: L.Trainer, task: Any, batches: Iterable[dict[str, Tensor]]) -> dict[str, float]:
-    """Return the task's metrics over all batches of all ranks; every target counts the same.
+
+def validate(trainer: L.Trainer, task: Any, batches: Iterable[Batch]) -> dict[str, float]:
+    """Return the task's metrics over all batches of all ranks. Raises DataError: the split has no target.
 
     Args:
         task: a `Trainable` LightningModule. It is left in training mode.
-
-    Raises:
-        DataError: the split has no target.
     """
-    sums = torch.zeros(3, dtype=torch.float64, device=task.device)
-    task.begin_validation()
+    strategy: Any = trainer.strategy
     task.eval()
     try:
         with trainer.precision_plugin.val_step_context():
-            for batch in batches:
-                sums += task.validation_step(trainer.strategy.batch_to_device(batch, task.device))
+            return measure(
+                task,
+                (strategy.batch_to_device(batch, task.device) for batch in batches),
+                lambda sums: strategy.reduce(sums, reduce_op="sum"),
+            )
     finally:
         task.train()
-    sums = trainer.strategy.reduce(sums, reduce_op="sum")
-    if sums[1] == 0:  # type: ignore[index]
+
+
+@torch.no_grad()
+def measure(
+    task: Any,
+    batches: Iterable[Batch],
+    reduce: Callable[[Tensor], Tensor] = lambda sums: sums,
+    seen: Callable[[Batch, Any], None] | None = None,
+) -> dict[str, float]:
+    """Return a task's metrics over batches on its device; every target counts the same.
+
+    Args:
+        reduce: sums over ranks. seen: gets each batch with the model's output.
+
+    Raises:
+        DataError: there is no target.
+    """
+    sums = torch.zeros(3, dtype=torch.float64, device=task.device)
+    task.begin_validation()
+    for batch in batches:
+        sums += task.validation_step(batch, seen)
+    sums = reduce(sums)
+    if sums[1] == 0:
         raise DataError(
             "the validation split has no target token; give it more text or set trainer.validate_every=null"
         )

@@ -155,5 +155,5 @@ def test_what_does_not_fit_is_one_line(
 
 def test_a_score_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(SpecError, match=r"rouge needs rouge-score: pip install 'mlplatform\[text\]'"):
+    with pytest.raises(SpecError, match=r"rouge needs rouge-score; .* pip install 'mlplatform\[metrics\]'"):
         of_texts(["rouge"])

@@ -10,7 +10,7 @@ import torch
 from records import WORDS, Run, bert, tokenizer
 from seqeval.metrics import f1_score, precision_score, recall_score
 
-from mlplatform.errors import DataError
+from mlplatform.errors import DataError, SpecError
 from mlplatform.tasks.entities import EntityScores, are_entities
 from mlplatform.tasks.token_classification import on_first_pieces
 
@@ -100,3 +100,11 @@ def test_entities_choose_the_best_and_words_are_measured_too(tmp_path: Path) -> 
 def test_words_and_tags_of_other_numbers_are_a_bad_row(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"line 1: 'tokens' has 2 entries and 'tags' 1; each word has one"):
         run(tmp_path, [{"tokens": ["a", "b"], "tags": ["O"]}])
+
+
+def test_a_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        SpecError, match=r"scores of entities needs seqeval; install it with: pip install 'mlplatform\[metrics\]'"
+    ):
+        run(tmp_path)

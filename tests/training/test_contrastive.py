@@ -153,6 +153,15 @@ def test_pieces_make_the_same_step(tmp_path: Path, whole: Any, micro: int, chunk
     same(found, whole[0])
 
 
+def test_what_is_frozen_stays(tmp_path: Path, whole: Any) -> None:
+    run = Pairs(tmp_path / "rows", micro=16)
+    run.model.vision.requires_grad_(False)
+    run.model.logit_scale.requires_grad_(False)
+    found, _ = difference(run, tmp_path / "out")
+    assert not any(tensor.any() for name, tensor in found.items() if name.startswith(("vision", "logit_scale")))
+    same(found, {name: tensor for name, tensor in whole[0].items() if name.startswith("text")})
+
+
 def _rank(folder: Path) -> None:
     Pairs(folder / "rows", micro=4).go(folder / "checkpoints", devices=2)
 
