@@ -19,6 +19,7 @@ from mlplatform.errors import SpecError
 MOST_BYTES = 1_000_000
 MOST_DEPTH = 64
 MOST_NODES = 100_000
+TOO_DEEP = f"nested more than {MOST_DEPTH} levels deep"
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 NULL = re.compile(r"null|Null|NULL|~|")
@@ -104,6 +105,8 @@ def _what_is_wrong(error: yaml.YAMLError, text: str, name: str) -> str:
     if "\t" in line[: len(line) - len(line.lstrip())] or line[mark.column : mark.column + 1] == "\t":
         return f"{name}:{mark.line + 1}: a tab; YAML is indented with spaces"
     problem, context = getattr(error, "problem", None), getattr(error, "context", None)
+    if "nesting depth" in (problem or ""):  # libyaml's own limit, met as it reads ahead of us
+        return f"{name}:{mark.line + 1}: {TOO_DEEP}"
     return f"{name}:{mark.line + 1}: {', '.join(p for p in (context, problem) if p)}: {line.strip()[:60]!r}"
 
 
@@ -142,7 +145,7 @@ class _Builder:
         if event.tag is not None:
             raise self.error(event, f"the tag {event.tag!r} is not read; a config holds plain values only")
         if depth > MOST_DEPTH:
-            raise self.error(event, f"nested more than {MOST_DEPTH} levels deep")
+            raise self.error(event, TOO_DEEP)
         if isinstance(event, yaml.MappingStartEvent):
             value = self.mapping(path, depth)
         elif isinstance(event, yaml.SequenceStartEvent):

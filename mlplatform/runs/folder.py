@@ -12,7 +12,7 @@ import fcntl
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from mlplatform.errors import RunError, did_you_mean, listing
@@ -110,12 +110,12 @@ def is_held(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def spared(folder: Path) -> Iterator[Callable[[], None]]:
-    """Keep some room on the disk meanwhile; call what this yields to have it when the disk is full."""
+def spared(folder: Path) -> Iterator[None]:
+    """Keep some room on the disk meanwhile, and give it back at the end: a failure can be recorded on a full disk."""
     spare = folder / ".spare"
     write_whole(spare, "0" * SPARE)
     try:
-        yield lambda: spare.unlink(missing_ok=True)
+        yield
     finally:
         spare.unlink(missing_ok=True)
 

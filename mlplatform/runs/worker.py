@@ -71,12 +71,12 @@ def run(folder: Path, experiment: Experiment | None = None, watch: Watch | None 
     if int(os.environ.get("RANK", 0)) > 0:
         return _train(folder, experiment, None, watch)
     scrub = Scrubber(secrets_of(folder).values())
-    with held(folder), spared(folder) as make_room:
+    with held(folder):
         if record.read(folder)["status"] == "finished":
             raise RunError(f"{folder}: this run is finished, and a finished run is never written into")
         try:
             screen = Screen(display(), folder / "log.txt", scrub)
-            with handling(_terminate, signal.SIGTERM), screen.warnings(), _full_disk_said(folder):
+            with handling(_terminate, signal.SIGTERM), spared(folder), screen.warnings(), _full_disk_said(folder):
                 return _train(folder, experiment, screen, watch)
         except (Terminated, KeyboardInterrupt) as stop:  # before the first step or after the last one
             record.update(folder, status="preempted", ended=time.time())
@@ -86,7 +86,6 @@ def run(folder: Path, experiment: Experiment | None = None, watch: Watch | None 
                 raise SystemExit(128 + signal.SIGTERM) from None
             return "preempted"
         except BaseException as error:
-            make_room()
             _failed(folder, error, scrub)
             raise
 

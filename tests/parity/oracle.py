@@ -115,7 +115,7 @@ def pick(output: Any, path: str) -> Tensor:
             output = output[part]
         else:
             output = output[int(part)] if part.lstrip("-").isdigit() else getattr(output, part)
-    return output
+    return torch.cat(output) if isinstance(output, list) else output  # theirs of each image, since transformers 5.24
 
 
 def difference(case: Case, ours: nn.Module, theirs: nn.Module, padding: str | None) -> float:
