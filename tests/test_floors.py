@@ -32,7 +32,7 @@ THIRD_PARTIES = {
     "lightning": {"data", "tasks", "training", "runs", "cli"},
     "tokenizers": {"processors", "cli"},
     "timm": {"blocks"},
-    "scipy": {"blocks", "data"},
+    "scipy": {"blocks", "data", "runs"},
     "soundfile": {"data"},
     "sklearn": {"data"},
     "torchmetrics": {"tasks"},
@@ -41,6 +41,7 @@ THIRD_PARTIES = {
     "pyarrow": {"data", "cli"},
     "wandb": {"runs", "training", "cli"},
     "tensorboard": {"runs", "training", "cli"},
+    "optuna": {"runs"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

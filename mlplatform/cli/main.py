@@ -39,6 +39,18 @@ VERBS = [
         "resume", "[RUN]", "go on with a run that was stopped; without RUN, the last one", "mlplatform.cli.runs:resume"
     ),
     Verb(
+        "sweep",
+        "[OVERRIDES]",
+        "train at many points of a space: a grid, at random, or where a search looks next",
+        "mlplatform.cli.sweep:sweep",
+        (CONFIG_DIR, OUTPUTS, JSON, Option("continue", "SWEEP", "go on with a sweep that was stopped, or longer")),
+        (
+            "mlplatform sweep optimizer.lr=1e-3,3e-3 model.trunk.depth=2,4",
+            "mlplatform sweep sweep=tpe sweep.trials=30 'optimizer.lr=tag(log,interval(1e-4,1e-2))'",
+            "mlplatform sweep --continue sweep_2026-11-27_091502 sweep.trials=60",
+        ),
+    ),
+    Verb(
         "evaluate",
         "RUN [OVERRIDES]",
         "measure a run again on any split, and write what it says of each record",

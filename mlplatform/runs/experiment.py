@@ -54,6 +54,7 @@ class Experiment:
             train after all: `["*", "!head"]` is a linear probe.
         plugins: installed packages whose blocks the config may name.
         prompt: what the sample at the end of a causal model's run goes on from.
+        sweep: how `mlplatform sweep` searches; one run does not look at it.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Experiment:
         freeze: list[Text] = [],  # noqa: B006  (read as data, never changed)
         prompt: str = "\n",
         plugins: list[Text] | None = None,
+        sweep: Annotated[Spec, "sweep"] | None = None,
     ) -> None:
         if experiment in (".", "..") or "/" in experiment:
             raise SpecError(f"experiment={experiment!r} is no folder name")

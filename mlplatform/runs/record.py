@@ -27,7 +27,7 @@ PACKAGES = (
     "numpy",
     "wandb",
 )
-Status = Literal["running", "finished", "failed", "preempted"]
+Status = Literal["running", "finished", "failed", "preempted", "pruned"]
 
 
 def read(folder: Path) -> dict[str, Any]:

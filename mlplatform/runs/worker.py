@@ -27,6 +27,7 @@ from mlplatform.runs.folder import VARIABLE, held, spared
 from mlplatform.runs.screen import Screen
 from mlplatform.runs.secrets import Scrubber
 from mlplatform.runs.stopping import handling
+from mlplatform.runs.sweeps.pruning import reporters
 from mlplatform.runs.trackers import Recorders, trackers
 from mlplatform.runs.words import banner, summary
 from mlplatform.training.checkpoints import newest_whole, step_of
@@ -111,7 +112,7 @@ def _train(folder: Path, experiment: Experiment | None, screen: Screen | None, w
         for name, tool in (("tokenizer", experiment.tools.tokenizer), ("processor", experiment.tools.processor)):
             if tool is not None and not (folder / name).is_dir():
                 tool.save(folder / name)
-        kept = Recorders(metrics.Metrics(folder), trackers(experiment.logger), screen.say)
+        kept = Recorders(metrics.Metrics(folder), [*reporters(), *trackers(experiment.logger)], screen.say)
         kept.start(folder, read_shown(folder))
     hugging_face = _hugging_face_config(task.model)
 

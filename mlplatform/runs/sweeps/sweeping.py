@@ -1,0 +1,144 @@
+"""Works through a sweep's points: several at once, each in a process of its own, until none is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mlplatform.errors import PlatformError, RunError
+from mlplatform.runs.sweeps.study import Outcome, Point, Study, working
+from mlplatform.runs.sweeps.trial import Job, Process
+
+TRIALS = "trials.jsonl"
+"""A line for each point that ended, for whoever shows a sweep without opening its study."""
+Told = Callable[[Point, Outcome, float], None]
+
+
+def work(study: Study, job: Job, at_once: int, told: Told) -> None:
+    """Try points until the study has enough of them.
+
+    The first SIGINT or SIGTERM has every run save and end; `work` called again for the same study goes on.
+
+    Args:
+        job: tries one point, in another process. at_once: how many at a time, on equal parts of this machine's cores.
+        told: is called with each outcome, and the seconds it took.
+
+    Raises:
+        RunError: another process is this worker, no point can succeed, or the study's storage fails.
+        KeyboardInterrupt: it was stopped.
+    """
+    with working(study.folder, study.worker):
+        study.recover()
+        _Crew(study, job, at_once, told).run()
+
+
+class _Crew:
+    """Threads that each try one point at a time; all work is in the points' own processes."""
+
+    def __init__(self, study: Study, job: Job, at_once: int, told: Told) -> None:
+        self.study, self.job, self.told = study, job, told
+        self.shares = shares(at_once)
+        self.running: dict[int, Process] = {}
+        self.stopping = threading.Event()
+        self.stopped_by_user = False
+        self.error: Exception | None = None
+        self.lock = threading.Lock()
+        (study.folder / "logs").mkdir(exist_ok=True)
+
+    def run(self) -> None:
+        threads = [threading.Thread(target=self._work, args=(cores,), daemon=True) for cores in self.shares]
+        before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            for thread in threads:
+                thread.start()
+            while any(thread.is_alive() for thread in threads):
+                time.sleep(0.02)  # a join would keep signals from their handler
+                if self.stopping.is_set():
+                    self._end_runs()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if self.error is not None:
+            raise self.error
+        if self.stopped_by_user:
+            raise KeyboardInterrupt
+
+    def _stop(self, *_: Any) -> None:
+        self.stopped_by_user = True
+        self.stopping.set()
+
+    def _end_runs(self) -> None:
+        with self.lock:
+            running = list(self.running.values())
+        for process in running:
+            process.stop()
+
+    def _work(self, cores: Sequence[int] | None) -> None:
+        try:
+            while not self.stopping.is_set() and (point := self.study.take()) is not None:
+                self._try(point, cores)
+        except Exception as error:
+            self.error = error if isinstance(error, PlatformError) else RunError(f"{self.study.folder}: {error}")
+            self.stopping.set()
+
+    def _try(self, point: Point, cores: Sequence[int] | None) -> None:
+        began = time.monotonic()
+        with self.lock:
+            process = Process(self.job, point, self.study.folder / "logs" / f"trial-{point.number:04d}.txt", cores)
+            self.running[point.number] = process
+        outcome = process.outcome()
+        with self.lock:
+            del self.running[point.number]
+        if self.stopping.is_set() and outcome.status == "failed":
+            outcome = Outcome("stopped", runs=outcome.runs)
+        if outcome.status == "stopped":
+            self.stopping.set()
+        self.study.tell(point, outcome)
+        seconds = time.monotonic() - began
+        with self.lock:
+            if outcome.status != "stopped":
+                _note(self.study.folder / TRIALS, point, outcome, seconds)
+            self.told(point, outcome, seconds)
+        if outcome.hopeless:
+            raise RunError(str(outcome.reason))
+
+
+def shares(at_once: int) -> list[list[int] | None]:
+    """Return which processors each of some points tried at once may use; None for all, where there are too few."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    if at_once == 1:
+        return [None]
+    each = max(1, len(cores) // at_once)
+    return [[cores[(n * each + i) % len(cores)] for i in range(each)] for n in range(at_once)]
+
+
+def _note(path: Path, point: Point, outcome: Outcome, seconds: float) -> None:
+    row = {
+        "trial": point.number,
+        "values": point.values,
+        "status": outcome.status,
+        "metrics": outcome.means(),
+        "seeds": dict(outcome.values),
+        "runs": list(outcome.runs),
+        "reason": outcome.reason,
+        "seconds": round(seconds, 3),
+    }
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """Return the points of a sweep that ended, as they ended; a line cut short by a crash is left out."""
+    rows = []
+    for line in (folder / TRIALS).read_text(encoding="utf-8").splitlines() if (folder / TRIALS).is_file() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows

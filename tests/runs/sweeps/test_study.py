@@ -1,0 +1,173 @@
+"""The study: each point once, in whatever processes; what died is tried again; another space is refused."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import jobs
+import pytest
+from jobs import LOSS, study
+
+from mlplatform.errors import RunError, SpecError
+from mlplatform.runs.sweeps import summary
+from mlplatform.runs.sweeps.space import Interval, Values
+from mlplatform.runs.sweeps.study import Outcome, working
+from mlplatform.runs.sweeps.sweeping import read, work
+
+X = {"x": Values(("1", "2", "3", "4"))}
+
+
+def finish(found: object, value: float = 1.0) -> Outcome:
+    return Outcome("finished", {LOSS: [value]})
+
+
+def points(folder: Path, storage: str | None) -> list[str]:
+    one = study(folder, X, storage=storage)
+    found = []
+    while (point := one.take()) is not None:
+        found.append(point.values["x"])
+        one.tell(point, finish(point))
+    return found
+
+
+@pytest.mark.parametrize("storage", [None, "journal"])
+def test_a_grid_is_gone_through_once_also_by_several(tmp_path: Path, storage: str | None) -> None:
+    with multiprocessing.get_context("forkserver").Pool(2) as pool:
+        parts = pool.starmap(points, [(tmp_path, storage)] * 2)
+    assert sorted(parts[0] + parts[1]) == ["1", "2", "3", "4"]
+
+
+def test_a_point_whose_process_died_is_tried_again_and_counted_once(tmp_path: Path) -> None:
+    first = study(tmp_path, X)
+    lost, stopped = first.take(), first.take()
+    assert lost is not None
+    assert stopped is not None
+    first.tell(stopped, Outcome("stopped"))
+    again = study(tmp_path, X)
+    assert again.recover() == 1
+    left = []
+    while (point := again.take()) is not None:
+        left.append(point.values["x"])
+        again.tell(point, finish(point))
+    assert sorted(left) == ["1", "2", "3", "4"]
+    assert len(again.trials()) == 4
+
+
+def test_the_point_of_a_worker_that_lives_is_left_to_it(tmp_path: Path) -> None:
+    first = study(tmp_path, X)
+    first.worker = "worker-7"
+    first.take()
+    (tmp_path / "alive").write_text("")
+    context = multiprocessing.get_context("forkserver")
+    holder = context.Process(target=hold, args=(tmp_path, "worker-7"))
+    holder.start()
+    try:
+        while not (tmp_path / "held").exists():
+            assert holder.is_alive()
+        assert study(tmp_path, X).recover() == 0
+        with pytest.raises(RunError, match="this sweep is running"), working(tmp_path, "worker-7"):
+            pass
+    finally:
+        holder.kill()
+        holder.join()
+    assert study(tmp_path, X).recover() == 1
+
+
+def hold(folder: Path, worker: str) -> None:
+    with working(folder, worker):
+        (folder / "held").write_text("")
+        import time
+
+        time.sleep(60)
+
+
+def test_a_study_of_another_space_or_metric_is_refused(tmp_path: Path) -> None:
+    study(tmp_path, X)
+    with pytest.raises(
+        RunError, match=r"another search space \(x: \{1, 2, 3, 4\} before, \{9\} now\); set experiment="
+    ):
+        study(tmp_path, {"x": Values(("9",))})
+    with pytest.raises(RunError, match=r"another metric .*train/loss"):
+        study(tmp_path, X, metrics={"train/loss": "minimize"})
+
+
+def test_a_storage_that_cannot_be_opened_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"sweep\.storage: the study 'sweep' can't be opened") as caught:
+        study(tmp_path, X, storage="sqlite:////nowhere/at/all.db")
+    assert "\n" not in str(caught.value)
+
+
+def test_every_search_finds_the_bottom_of_a_bowl(tmp_path: Path) -> None:
+    space = {"x": Interval(-10.0, 10.0)}
+    for kind in ("random", "tpe", "cmaes"):
+        one = study(tmp_path / kind, space, search={"kind": kind}, trials=40)
+        while (point := one.take()) is not None:
+            one.tell(point, jobs.bowl(point))
+        found = one.study.best_value
+        assert found < (1.0 if kind == "random" else 0.3), kind
+
+
+def test_two_workers_of_a_random_search_do_not_draw_alike(tmp_path: Path) -> None:
+    drawn = [
+        study(tmp_path / str(seed), {"x": Interval(0.0, 1.0)}, seed, search={"kind": "random"}).take()
+        for seed in (0, 1)
+    ]
+    assert drawn[0] is not None
+    assert drawn[1] is not None
+    assert drawn[0].values != drawn[1].values
+
+
+def test_cmaes_needs_intervals_and_a_pruner_one_metric(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="cmaes moves in intervals, and x lists its values"):
+        study(tmp_path, X, search={"kind": "cmaes"})
+    with pytest.raises(SpecError, match=r"points are given up by one metric"):
+        study(tmp_path, X, metrics={LOSS: "minimize", "b": "maximize"}, pruner={"kind": "median"})
+
+
+def test_points_are_tried_in_processes_and_a_crash_stops_none_of_the_others(tmp_path: Path) -> None:
+    space = {"x": Values(("1", "fails", "dies", "3", "6"))}
+    told: list[str] = []
+    work(study(tmp_path, space), jobs.bowl, 2, lambda point, outcome, seconds: told.append(point.values["x"]))
+    rows = {row["values"]["x"]: row for row in read(tmp_path)}
+    assert sorted(told) == sorted(rows) == sorted(space["x"].values)
+    assert {x: row["status"] for x, row in rows.items()} == {
+        "1": "finished", "3": "finished", "6": "finished", "fails": "failed", "dies": "failed",
+    }  # fmt: skip
+    assert rows["fails"]["reason"].startswith("ValueError: x can't be that (see ")
+    assert "x can't be that" in (tmp_path / "logs" / "trial-0001.txt").read_text()
+    assert rows["dies"]["reason"] == "its process was killed by SIGKILL (out of memory?)"
+    lines = summary.ending(list(rows.values()), {LOSS: "minimize"})
+    assert lines[:2] == ["3 finished, 2 failed", f"best: trial 3: {LOSS} 0 with x=3"]
+    assert lines[2].startswith("failed: trial 1: ValueError")
+
+
+def test_a_killed_sweep_goes_on_to_the_same_total(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=sweep_slowly, args=(tmp_path,))
+    process.start()
+    while not read(tmp_path):
+        assert process.is_alive()
+    process.kill()
+    process.join()
+    before = len(read(tmp_path))
+    sweep_slowly(tmp_path)
+    rows = read(tmp_path)
+    assert 0 < before < 4
+    assert sorted(row["values"]["x"] for row in rows) == ["1", "2", "3", "4"]
+
+
+def sweep_slowly(folder: Path) -> None:
+    work(study(folder, X), jobs.slow, 1, lambda *_: None)
+
+
+def test_the_front_of_two_metrics_and_the_interval_of_seeds() -> None:
+    def row(trial: int, loss: float, rate: float) -> dict[str, object]:
+        return {"trial": trial, "status": "finished", "metrics": {"loss": loss, "rate": rate}}
+
+    rows = [row(0, 1.0, 5.0), row(1, 2.0, 9.0), row(2, 2.0, 4.0), row(3, 1.0, 4.0)]
+    front = summary.best(rows, {"loss": "minimize", "rate": "maximize"})
+    assert [found["trial"] for found in front] == [0, 1]
+    # t(0.975, 2) = 4.3027, standard deviation 1: 4.3027 / sqrt(3)
+    assert summary.half_width([1.0, 2.0, 3.0]) == pytest.approx(2.4841, abs=1e-4)
+    assert summary.shown([1.0, 2.0, 3.0]) == "2 ± 2.5"
