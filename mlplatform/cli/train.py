@@ -79,19 +79,19 @@ def dry_run(result: Composed, arguments: Arguments) -> str:
     config = whole(result, arguments)
     with result.located():
         place = Spec.of(config, "run").build().check(lambda: sizes(arguments))
-        batch = Spec.of(config["batch"], "batch", "batch")
-        told = describe(Spec.of(config["model"], "model", "model"), batch["length"])
+        batch = Spec.of(config["batch"], "batch", "batch").build()
+        told = describe(Spec.of(config["model"], "model", "model"), batch.length)
     trainer = Spec.of(config["trainer"], "trainer", "trainer")
     memory = told.memory().get(trainer["precision"]) or told.memory()["fp32"]
-    tokens = batch["sequences"] * batch["length"]
+    parts, each = batch.factors
+    tokens = parts * each
     where = f"strategy {config['strategy']['kind']} on {place.devices} {place.device}"
     how = (trainer["max"], trainer["precision"], _kind(config["optimizer"]), config["schedule"]["kind"], where)
     lines = {
         "model": f"{_name(config['model'])}, {told.total:,} parameters; task {config['task']['kind']}",
         "memory": f"{memory['training'] / 2**20:,.1f} MiB for weights, gradients and AdamW, before activations",
         "data": f"{config['data']['kind']} {config['data'].get('path', '')}{_tools(config)}",
-        "batch": f"{batch['sequences']} x {batch['length']} = {tokens:,} tokens a step, {batch['layout']}, "
-        f"{batch['micro']} sequences at a time",
+        "batch": f"{parts} x {each} = {tokens:,} tokens a step, {batch.layout}, {batch.micro} sequences at a time",
         "train": ", ".join(how),
         "compute": f"{told.data()['flops_per_token']['training'] * tokens / 1e12:,.3f} TFLOPs a step",
         "folder": f"{config.get('outputs', 'outputs')}/{config.get('experiment', 'default')}/DATE_TIME",

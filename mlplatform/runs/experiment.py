@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from mlplatform.data.examples import Tools
-from mlplatform.data.material import DocumentMaterial, RecordMaterial
+from mlplatform.data.material import Material, RecordMaterial, documents
+from mlplatform.data.mixture import RecordMixture, holds_records
 from mlplatform.data.module import DataModule
 from mlplatform.data.records import RecordSource
 from mlplatform.data.tokens import build_tokenizer
@@ -121,21 +122,20 @@ class Experiment:
 
     def _check_batch(self, task: Any) -> None:
         """Check the batch and the data against the task and the model."""
-        self.batch.build()
+        shape = self.batch.build()
         self._check_data(task)
         reads_text = not task.reads_records or bool(task.reads().texts)
-        length, (name, tower) = self.batch["length"], self._tower
+        length, (name, tower) = shape.length, self._tower
         if reads_text and length > tower.get("context_length", length):
             most = tower["context_length"]
             told = f"{length} tokens are more than model.{name}.context_length={most}; use {most} or less"
             raise SpecError(problems=[("batch.length", told)])
-        if not task.reads_records and (layout := self.batch["layout"]) not in task.layouts:
-            told = f"task={self.task.kind} can't be laid out as '{layout}'; use batch={task.layouts[0]}"
+        if not task.reads_records and shape.layout not in task.layouts:
+            told = f"task={self.task.kind} can't be laid out as '{shape.layout}'; use batch={task.layouts[0]}"
             raise SpecError(problems=[("batch.layout", told)])
 
     def _check_data(self, task: Any) -> None:
-        made = self.data.thing
-        records = isinstance(made, type) and issubclass(made, RecordSource)
+        records = holds_records(self.data)
         if records and not task.reads_records:
             told = f"data={self.data.kind} holds records, and task={self.task.kind} learns from documents"
             raise SpecError(problems=[("data", f"{told}; take data=shakespeare, text, jsonl or parquet")])
@@ -192,16 +192,16 @@ class Experiment:
             self._data.setup()
         return self._data
 
-    def _documents(self, task: Any) -> tuple[DocumentMaterial, Any]:
+    def _documents(self, task: Any) -> tuple[Material, Any]:
         """Return the data as one stream of tokens, and the task's collator."""
         source = self.data.build()
         tokenizer, length = self._build_tokenizer(source), self.batch["length"]
         self._tools = Tools(tokenizer=tokenizer, length=length)
-        return DocumentMaterial(source, tokenizer), task.collator(tokenizer, length)
+        return documents(source, tokenizer), task.collator(tokenizer, length)
 
     def _records(self, task: Any) -> tuple[RecordMaterial, Any]:
         """Return the data as records, and what makes rows of them for the task."""
-        source: RecordSource = self.data.build()
+        source: RecordSource | RecordMixture = self.data.build()
         trained = self.tokenizer is not None and "corpus" in self.tokenizer.signature.handed
         task.tools = given = Tools(
             tokenizer=self._build_tokenizer(source) if self.tokenizer is not None and not trained else None,

@@ -19,7 +19,7 @@ def count(number: float) -> str:
 def banner(folder: Path, record: dict[str, Any], config: dict[str, Any], resumed: int) -> list[str]:
     """Return the lines a run starts with: where it goes, model, data, how it trains."""
     trunk, optimizer = config["model"].get("trunk", {}), config["optimizer"]
-    batch, trainer = Spec(config["batch"], "batch", "batch"), Spec(config["trainer"], "trainer", "trainer")
+    batch, trainer = Spec(config["batch"], "batch", "batch").build(), Spec(config["trainer"], "trainer", "trainer")
     data, parameters = record["data"], record["parameters"]
     trained = record.get("trained_parameters", parameters)
     part = f" ({count(trained)} of them train)" if trained != parameters else ""
@@ -28,7 +28,7 @@ def banner(folder: Path, record: dict[str, Any], config: dict[str, Any], resumed
     lines = [
         f"run    {folder}" + (f"   (resumed at step {resumed})" if resumed else ""),
         f"model  {name}, {count(parameters)} parameters{part}{shape}; task {config['task']['kind']}",
-        f"data   {_amount(data)}; {batch['sequences']} {_each(data, batch)} a step",
+        f"data   {_amount(data)}; {_step(data, batch)} a step",
         f"train  {trainer['max']}, {trainer['precision']}, {optimizer.get('kind') or optimizer['_target_']}, "
         f"strategy {config['strategy']['kind']} on {trainer['devices']} device(s), seed {config.get('seed', 0)}",
     ]
@@ -44,8 +44,10 @@ def _amount(data: dict[str, Any]) -> str:
     return f"{train['records']} records{classes}{words}"
 
 
-def _each(data: dict[str, Any], batch: Spec) -> str:
-    return "records" if "records" in data["train"] else f"x {batch['length']} tokens"
+def _step(data: dict[str, Any], batch: Any) -> str:
+    parts, tokens = batch.factors
+    counts_records = "records" in data["train"] and batch.divided == "sequences"
+    return f"{parts} records" if counts_records else f"{parts} x {tokens} tokens"
 
 
 def summary(folder: Path, record: dict[str, Any], sample: str | None) -> list[str]:

@@ -218,7 +218,7 @@ def _sample(folder: Path, step: int, experiment: Experiment, model: torch.nn.Mod
 def _check_data(folder: Path, now: dict[str, Any]) -> None:
     """Raise RunError when the data are not those the run began with."""
     before = record.read(folder).get("data") or {}
-    for name in ("fingerprint", "vocabulary", "samples_per_epoch"):
+    for name in ("fingerprint", "vocabulary", "samples_per_epoch", "weights"):
         if name in before and before[name] != now[name]:
             told = f"the data changed since the run began: {name} was {before[name]} and is {now[name]}"
             raise RunError(f"{folder}: {told}; put them back, or start a new run with init_from={folder}")

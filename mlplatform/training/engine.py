@@ -144,9 +144,8 @@ def _result(session: Session) -> Result:
 
 def _course(settings: TrainerSettings, schedule: Spec, data: Batches) -> Course:
     """Return when the run does what, and its learning rate over that time."""
-    steps_per_epoch = data.samples_per_epoch / data.shape.sequences
-    plan = settings.plan(steps_per_epoch)
-    return Course(plan, schedule.build().bind(plan.whole, steps_per_epoch))
+    plan = settings.plan(data.steps_per_epoch)
+    return Course(plan, schedule.build().bind(plan.whole, data.steps_per_epoch))
 
 
 def _held_out(settings: TrainerSettings, data: Batches) -> Callable[[], Any] | None:

@@ -53,7 +53,7 @@ def captions(seed: int, count: int = 12, patches: int = 16) -> Batch:
 class Captions:
     """Data that is a new step of pictures with captions, for ever."""
 
-    samples_per_epoch = 1
+    steps_per_epoch = 1.0
 
     class shape:
         sequences, length = 12, 20
