@@ -35,6 +35,8 @@ THIRD_PARTIES = {
     "scipy": {"blocks", "data"},
     "soundfile": {"data"},
     "sklearn": {"data"},
+    "datasets": {"data"},
+    "lm_eval": {"runs"},
     "torchmetrics": {"tasks"},
     "seqeval": {"tasks"},
     "huggingface_hub": {"interop", "cli"},

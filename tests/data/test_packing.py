@@ -124,3 +124,13 @@ def test_packed_rows_without_overlap_hold_every_token_once(source: Source, maske
         assert "labels" not in row
         found.update(row["input_ids"][row["document_ids"] > 0].tolist())
     assert found == Counter(tokens.read(0, len(tokens)).tolist())
+
+
+@pytest.mark.parametrize("overlap", [0, 1])
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_lengths_are_known_without_reading(store: Store, layout: str, overlap: int) -> None:
+    split = rows(store.train, layout, 24, overlap, 0)
+    numbers = np.random.default_rng(0).permutation(len(split))
+    read = [len(split.row(int(number), 0, 0)["input_ids"]) for number in numbers]
+    assert split.lengths(numbers).tolist() == read
+    assert layout == "packed" or len(set(read)) > 5
