@@ -74,6 +74,21 @@ VERBS = [
         ),
     ),
     Verb(
+        "harness",
+        "MODEL --tasks FOLDER|NAMES",
+        "score a causal model on tasks of EleutherAI's lm-evaluation-harness",
+        "mlplatform.cli.models:harness",
+        (
+            CONFIG_DIR,
+            JSON,
+            Option("tasks", "FOLDER|NAMES", "a folder of task YAMLs, or names between commas"),
+            Option("limit", "N", "ask N questions of each task only"),
+            Option("shots", "N", "examples before each question (as the task says)"),
+            Option("batch", "N", "texts of one forward pass (8)"),
+        ),
+        ("mlplatform harness last --tasks my_tasks/", "mlplatform harness last --tasks arc_easy,hellaswag --limit 100"),
+    ),
+    Verb(
         "describe",
         "[OVERRIDES]",
         "show a model's tree, parameters, FLOPs and memory, without building it",
