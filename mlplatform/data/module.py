@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from mlplatform.data.ahead import one_ahead
 from mlplatform.data.collate import Batch, Row
 from mlplatform.data.examples import RecordRows
 from mlplatform.data.material import Material
@@ -171,7 +172,7 @@ class TrainLoader:
             generator=torch.Generator(),  # its own, so that starting a loader draws nothing from the run's generator
         )
         try:
-            for step, after in loader:
+            for step, after in loader if shape.workers else one_ahead(loader):
                 self.consumed = after
                 yield step
         except DataError as error:  # of a worker: torch puts the traceback before the message

@@ -61,7 +61,7 @@ class RowsShape(BatchShape):
         length: tokens of a sequence, at most.
         layout: of documents: `packed` puts one after the other and keeps them apart by `document_ids`; `padded` gives
             each its own rows.
-        workers: processes that read ahead; 0 reads in the training process.
+        workers: processes that read ahead; with 0 a thread of the training process does.
         timeout: seconds after which a silent worker is an error.
     """
 
@@ -96,7 +96,7 @@ class GroupedShape(BatchShape):
         length: tokens of a sequence, at most.
         window: steps whose sequences are sorted by length together; their micro-batches are then shuffled. More of them
             leave less padding and less chance.
-        workers: processes that read ahead; 0 reads in the training process.
+        workers: processes that read ahead; with 0 a thread of the training process does.
         timeout: seconds after which a silent worker is an error.
     """
 
@@ -134,7 +134,7 @@ class BudgetShape(BatchShape):
         micro: sequences of one forward pass, at most.
         length: tokens of a sequence, at most.
         window: sequences that are sorted by length together; their micro-batches are then shuffled.
-        workers: processes that read ahead; 0 reads in the training process.
+        workers: processes that read ahead; with 0 a thread of the training process does.
         timeout: seconds after which a silent worker is an error.
     """
 

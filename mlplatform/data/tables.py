@@ -11,6 +11,8 @@ import io
 import json
 import logging
 import os
+import threading
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -187,16 +189,19 @@ class ParquetTable:
         self._open: Any = None
         self._starts: list[int] = []
         self._groups: OrderedDict[int, Any] = OrderedDict()
+        self._reading = threading.Lock()  # a split is read ahead while another one is validated on
 
     def scan(self) -> Iterator[tuple[Place, dict[str, Any] | ValueError]]:
         for number, values in enumerate(parquet_rows(self.file)):
             yield Place(number, number + 1), values
 
     def read(self, key: int) -> dict[str, Any]:
-        from bisect import bisect_right
-
         if stamp(self.file) != self.stamp:
             raise ValueError(CHANGED)
+        with self._reading:
+            return self._row(key)
+
+    def _row(self, key: int) -> dict[str, Any]:
         file = self._open or self._start()
         group = bisect_right(self._starts, key) - 1
         if group not in self._groups:
@@ -221,7 +226,11 @@ class ParquetTable:
         return file
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": None, "_groups": OrderedDict()}  # a worker opens the file itself
+        state = {name: value for name, value in self.__dict__.items() if name != "_reading"}
+        return {**state, "_open": None, "_groups": OrderedDict()}  # a worker opens the file itself
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _reading=threading.Lock())
 
 
 class ListTable:
