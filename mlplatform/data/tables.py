@@ -9,22 +9,16 @@ from __future__ import annotations
 import csv
 import io
 import json
-import logging
 import os
-import threading
-from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from mlplatform.data.fields import named
 from mlplatform.data.files import lines, not_utf8
+from mlplatform.data.row_groups import GROUPS
 from mlplatform.errors import DataError
 
-log = logging.getLogger(__name__)
-GROUPS_KEPT = 256 << 20
-"""Bytes of row groups a process holds of each Parquet file."""
 BUFFER = 1 << 20
 """Bytes read at a time of a column of a Parquet file."""
 LONGEST_VALUE = 1 << 28
@@ -177,19 +171,12 @@ class _Lines:
 
 
 class ParquetTable:
-    """A Parquet file: a row group is read when one of its rows is asked for, and the last ones are kept.
-
-    Of each file a process holds at most `GROUPS_KEPT` bytes of them, or one that is larger.
-    """
+    """A Parquet file: a row group is read when one of its rows is asked for (row_groups.py)."""
 
     counted = "row"
 
     def __init__(self, file: Path) -> None:
         self.file, self.folder, self.name, self.stamp = file, file.parent, str(file), stamp(file)
-        self._open: Any = None
-        self._starts: list[int] = []
-        self._groups: OrderedDict[int, Any] = OrderedDict()
-        self._reading = threading.Lock()  # a split is read ahead while another one is validated on
 
     def scan(self) -> Iterator[tuple[Place, dict[str, Any] | ValueError]]:
         for number, values in enumerate(parquet_rows(self.file)):
@@ -198,39 +185,7 @@ class ParquetTable:
     def read(self, key: int) -> dict[str, Any]:
         if stamp(self.file) != self.stamp:
             raise ValueError(CHANGED)
-        with self._reading:
-            return self._row(key)
-
-    def _row(self, key: int) -> dict[str, Any]:
-        file = self._open or self._start()
-        group = bisect_right(self._starts, key) - 1
-        if group not in self._groups:
-            self._groups[group] = file.read_row_group(group)
-            while len(self._groups) > 1 and sum(held.nbytes for held in self._groups.values()) > GROUPS_KEPT:
-                self._groups.popitem(last=False)
-        self._groups.move_to_end(group)
-        return self._groups[group].slice(key - self._starts[group], 1).to_pylist()[0]
-
-    def _start(self) -> Any:
-        import pyarrow.parquet as pq
-
-        self._open = file = pq.ParquetFile(self.file)
-        about = file.metadata
-        counts = [about.row_group(i).num_rows for i in range(about.num_row_groups)]
-        self._starts = [sum(counts[:i]) for i in range(len(counts))]
-        size = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
-        if size > GROUPS_KEPT and len(counts) > 1:
-            told = "each row read in random order unpacks a whole row group"
-            better = "as JSON Lines (data=json_rows) a row is read alone"
-            log.warning("%s: %.0f MB in %d row groups: %s; %s", self.file, size / 1e6, len(counts), told, better)
-        return file
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = {name: value for name, value in self.__dict__.items() if name != "_reading"}
-        return {**state, "_open": None, "_groups": OrderedDict()}  # a worker opens the file itself
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _reading=threading.Lock())
+        return GROUPS.row((self.file, self.stamp), key)
 
 
 class ListTable:
