@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import lightning as L
@@ -172,7 +172,7 @@ class TrainLoader:
             generator=torch.Generator(),  # its own, so that starting a loader draws nothing from the run's generator
         )
         try:
-            for step, after in loader if shape.workers else one_ahead(loader):
+            for step, after in loader if shape.workers else one_ahead(_on_this_device(loader)):
                 self.consumed = after
                 yield step
         except DataError as error:  # of a worker: torch puts the traceback before the message
@@ -239,6 +239,18 @@ class _StepReader(Dataset[tuple[list[Batch], int]]):
 
 def _as_it_is(step: Any) -> Any:
     return step
+
+
+def _on_this_device(items: Iterable[Any]) -> Iterator[Any]:
+    """Return the items, to be read by another thread: what it pins belongs to the device of the one that asks now."""
+    device = torch.cuda.current_device() if torch.cuda.is_available() else None
+
+    def read() -> Iterator[Any]:
+        if device is not None:
+            torch.cuda.set_device(device)
+        yield from items
+
+    return read()
 
 
 def _row(split: Rows, sample: Sample, seed: int) -> Row:
