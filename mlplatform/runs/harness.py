@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -32,7 +32,7 @@ def harness(
         DataError: there is no such task, its data can't be had, or they don't fit in the model's context.
     """
     try:
-        from lm_eval import simple_evaluate
+        import lm_eval
         from lm_eval.tasks import TaskManager
     except ImportError:
         raise SpecError(
@@ -44,11 +44,11 @@ def harness(
     from mlplatform.runs.harness_model import Judged
 
     folders, names = _parted(tasks)
-    manager = TaskManager(include_path=folders or None, include_defaults=not folders)
+    manager = TaskManager(include_path=cast(Any, folders or None), include_defaults=not folders)
     chosen = _chosen(manager, folders, names)
-    judged = Judged(model, tokenizer, batch)
+    judged, evaluate = Judged(model, tokenizer, batch), cast(Any, lm_eval.simple_evaluate)
     try:
-        report: Any = simple_evaluate(
+        report = evaluate(
             judged,
             tasks=chosen,
             task_manager=manager,

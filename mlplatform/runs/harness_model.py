@@ -50,14 +50,14 @@ class Judged(TemplateLM):
     def prefix_token_id(self) -> int:
         return self.begin
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **options: Any) -> list[int]:
         """Return a text's tokens, with those of the tokenizer's template unless the text has its first one already."""
         begun = string.startswith(self.words.decode([self.begin], specials=True))
         return self.words.encode(string, specials=not begun if add_special_tokens is None else add_special_tokens)
 
     @torch.no_grad()
     def _loglikelihood_tokens(
-        self, requests: Sequence[Asked], disable_tqdm: bool = False, **_: Any
+        self, requests: Sequence[Asked], disable_tqdm: bool = False, **options: Any
     ) -> list[tuple[float, bool]]:
         """Return of each continuation its log-probability, and whether it is what greedy decoding would write."""
         found: list[Any] = [None] * len(requests)
@@ -123,7 +123,7 @@ class Judged(TemplateLM):
         contexts = [context[-room:] for context in contexts]
         new: list[list[int]] = [[] for _ in contexts]
         going = list(range(len(contexts)))
-        sampling = {"temperature": said["temperature"] if said["do_sample"] else 0.0}
+        sampling: dict[str, Any] = {"temperature": said["temperature"] if said["do_sample"] else 0.0}
         sampling |= {name: said[name] for name in ("top_k", "top_p") if said["do_sample"] and name in said}
         for start in range(0, most, ROUND):
             prompts = [contexts[i] + new[i] for i in going]
