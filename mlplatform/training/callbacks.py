@@ -15,11 +15,12 @@ from lightning.pytorch.callbacks import Callback
 from torch.optim import Optimizer
 
 from mlplatform.errors import RunError, did_you_mean, listing
-from mlplatform.training.checkpoints import folder_name, prune
+from mlplatform.training.checkpoints import folder_name
 from mlplatform.training.ema import AveragedWeights
 from mlplatform.training.intervals import Clock, Length
 from mlplatform.training.meters import Feed, Speed, memory_gb
 from mlplatform.training.progress import Display
+from mlplatform.training.saving import FolderIO
 from mlplatform.training.schedules import Factor
 from mlplatform.training.signals import StopSignals
 from mlplatform.training.trainable import Recorder
@@ -54,15 +55,14 @@ class Course:
 
 @dataclass(frozen=True)
 class Keeping:
-    """Which checkpoints stay: the newest `keep`, and the `best` by `monitor` (None: the task's own metric).
+    """Where checkpoints go, through what, and the metric that says which are best.
 
     Args:
-        folder: where they are; None saves nothing.
+        folder: None saves nothing. monitor: None for the task's own metric.
     """
 
     folder: Path | None
-    keep: int
-    best: int
+    io: FolderIO
     monitor: str | None = None
 
 
@@ -121,6 +121,7 @@ class Session(Callback):
         self.rate = optimizer.param_groups[0]["lr"]
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        self.keeping.io.check()
         before = self._advance(trainer, pl_module)
         if self.ema is not None:
             self.ema.update(pl_module, self.clock.steps)
@@ -213,12 +214,9 @@ class Session(Callback):
             self.best = Best(self.clock.steps, name, values[name])
 
     def _save(self, trainer: L.Trainer) -> None:
-        kept = self.keeping
-        assert kept.folder is not None
-        self.saved = kept.folder / folder_name(self.clock.steps)
+        assert self.keeping.folder is not None
+        self.saved = self.keeping.folder / folder_name(self.clock.steps)
         trainer.save_checkpoint(self.saved, weights_only=False)
-        if trainer.is_global_zero:
-            prune(kept.folder, kept.keep, kept.best)
 
     def _record(self, values: dict[str, float]) -> None:
         if self.recorder is not None:

@@ -21,11 +21,12 @@ from mlplatform.models.costs import training_flops_per_token
 from mlplatform.registry import Spec
 from mlplatform.training import optimizers, precision
 from mlplatform.training.callbacks import Best, Course, Keeping, Session
-from mlplatform.training.checkpoints import FolderIO, clean, newest_whole, prune
+from mlplatform.training.checkpoints import clean, newest_whole, prune
 from mlplatform.training.ema import AveragedWeights
 from mlplatform.training.meters import Feed, Speed, peak_flops
 from mlplatform.training.progress import Display, Quiet, display
 from mlplatform.training.rng import Randomness
+from mlplatform.training.saving import FolderIO
 from mlplatform.training.settings import TrainerSettings
 from mlplatform.training.signals import StopSignals
 from mlplatform.training.strategies import Place
@@ -106,12 +107,14 @@ def fit(
     place = Place.find(settings.accelerator, settings.devices)
     shown: Display = (show or display()) if place.rank == 0 else Quiet()
     feed = Feed(data.train_dataloader(), now)
+    keep = partial(prune, folder, settings.keep, settings.keep_best) if folder is not None else None
+    io = FolderIO(extra, live=lambda: task.model.state_dict(), kept=keep, background=True)
     with StopSignals() as signals, _quiet_lightning():
         session = Session(
             _course(settings, schedule, data),
             feed,
             _speed(settings, place, task.model, data.shape.length),
-            Keeping(folder, settings.keep, settings.keep_best, settings.monitor),
+            Keeping(folder, io, settings.monitor),
             batches=_held_out(settings, data),
             ema=AveragedWeights(settings.ema) if settings.ema is not None else None,
             recorder=recorder if place.rank == 0 else None,
@@ -123,14 +126,13 @@ def fit(
         task.clip_norm = settings.clip_norm
         prepare_layers(task.model, settings.compile, settings.activation_checkpointing)
         callbacks = [Randomness(seed), *([session.ema] if session.ema else []), session]
-        engine = _trainer(settings, place, strategy, callbacks, FolderIO(extra))
-        if folder is not None and place.rank == 0:
+        engine = _trainer(settings, place, strategy, callbacks, io)
+        if keep is not None and place.rank == 0:
             clean(folder, resume_from)
-            prune(folder, settings.keep, settings.keep_best)
+            keep()
         try:
-            engine.fit(task, train_dataloaders=feed, ckpt_path=resume_from and str(resume_from), weights_only=False)
-        except RunError as error:
-            raise _with_last_checkpoint(error, folder) from None
+            with _saved_at_its_end(io, folder):
+                engine.fit(task, train_dataloaders=feed, ckpt_path=resume_from and str(resume_from), weights_only=False)
         finally:
             shown.close()
     return _result(session)
@@ -199,6 +201,22 @@ def _speed(settings: TrainerSettings, place: Place, model: nn.Module, length: in
         return Speed(None, None)
     peak = peak_flops(torch.cuda.get_device_name(), precision.compute_dtype(settings.precision))
     return Speed(training_flops_per_token(model, length), None if peak is None else peak * place.world)
+
+
+@contextlib.contextmanager
+def _saved_at_its_end(io: FolderIO, folder: Path | None) -> Iterator[None]:
+    """Wait for the last checkpoint however training ends; an error of the run's says what can be gone on from."""
+    try:
+        yield
+        io.join()
+    except BaseException as error:
+        try:
+            io.join(last=True)
+        except RunError as second:
+            error = RunError(f"{error}; {second}") if isinstance(error, RunError) else error
+        if isinstance(error, RunError):
+            raise _with_last_checkpoint(error, folder) from None
+        raise error
 
 
 def _with_last_checkpoint(error: RunError, folder: Path | None) -> RunError:

@@ -14,8 +14,9 @@ import torch
 from training_runs import Run
 
 from mlplatform.errors import CheckpointError, DataError, RunError
-from mlplatform.training.checkpoints import FolderIO, checkpoints, newest_whole
+from mlplatform.training.checkpoints import checkpoints, newest_whole
 from mlplatform.training.engine import Result
+from mlplatform.training.saving import FolderIO
 
 SGD = {"_target_": "torch.optim.SGD", "lr": 1.0}
 

@@ -1,0 +1,301 @@
+"""How a checkpoint gets to the disk while training goes on, each rank writing what it holds, and comes back from it.
+
+Saving takes a copy of the tensors at the step. A thread then writes the copy, flushes it, and hands it over: rank 0
+waits until every rank's files are there, writes the manifest with all checksums, and renames the folder into place. The
+next save waits for the one before, and so does the end of a run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from torch import Tensor, distributed
+
+from mlplatform.errors import CheckpointError, RunError
+from mlplatform.interop.tensor_files import Entry, Written, in_file_order, write_tensors
+from mlplatform.training.checkpoints import STATE, close, damage, delete, flush, newest_whole, step_of
+from mlplatform.training.optimizer_state import join_optimizer, split_optimizer
+from mlplatform.training.shards import Piece, Stored, describe, is_spread, own_pieces
+
+log = logging.getLogger(__name__)
+PREFIX = "model."
+"""What a task's state dict puts before the model's own names."""
+PATIENCE, HASTE, GLANCE = 1800.0, 10.0, 0.02
+"""Seconds rank 0 waits for the files of other ranks, also when the run is ending, and between two looks."""
+
+
+class Share(NamedTuple):
+    """What one rank writes of a checkpoint.
+
+    Args:
+        rank, world: of those that write; (0, 1) where one writes all.
+        files: the pieces of tensors by the name their file begins with. state: all else, as JSON (rank 0).
+    """
+
+    path: Path
+    rank: int
+    world: int
+    files: dict[str, dict[str, Piece]]
+    state: str
+    score: float | None
+
+    @property
+    def temporary(self) -> Path:
+        """Return where it is written before it is whole."""
+        return self.path.parent / f".tmp-{self.path.name}"
+
+    def file(self, stem: str) -> str:
+        """Return the name of a file of tensors."""
+        return f"{stem}.safetensors" if self.world == 1 else f"{stem}-{self._number}.safetensors"
+
+    def note(self, rank: int) -> Path:
+        """Return the file in which a rank says that its part is written, or why it is not."""
+        return self.temporary / f".rank-{rank}.json"
+
+    @property
+    def _number(self) -> str:
+        return f"{self.rank + 1:05d}-of-{self.world:05d}"
+
+
+class FolderIO(CheckpointIO):
+    """Lightning's way of writing and reading checkpoints, as folders of safetensors and JSON.
+
+    Where tensors are spread over ranks, every rank must call `save_checkpoint`; else rank 0 alone does.
+
+    Args:
+        extra: writes further files into a checkpoint's folder before it is closed, such as a config.json.
+        live: returns the model's tensors by name, so that what is read is spread over ranks as they are.
+        kept: called when a checkpoint is in place: the time to delete others.
+        background: write while training goes on, where there is memory for a second copy of what is written.
+    """
+
+    def __init__(
+        self,
+        extra: Callable[[Path], None] | None = None,
+        *,
+        live: Callable[[], Mapping[str, Tensor]] = dict,
+        kept: Callable[[], None] | None = None,
+        background: bool = False,
+    ) -> None:
+        self.extra, self.live, self.kept = extra, live, kept
+        self.staging = Staging() if background else None
+        self.pending: Future[None] | None = None
+        self.ending = threading.Event()
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Take a checkpoint, and write it or have it written.
+
+        Raises:
+            RunError: this one, or the one before it, can't be written; earlier ones stay as they are.
+        """
+        self.join()
+        share = taken(checkpoint, Path(path))
+        if share.rank == 0:
+            with _said(share.path):
+                shutil.rmtree(share.temporary, ignore_errors=True)
+                share.temporary.mkdir(parents=True)
+        if share.world > 1:
+            distributed.barrier()
+        if self.staging is None or not self.staging.has_room(share):
+            self._write(share)
+            return
+        self.pending = _started(lambda copied=self.staging.copy(share): self._write(copied))
+
+    def check(self) -> None:
+        """Raise what has gone wrong in the background so far."""
+        if self.pending is not None and self.pending.done():
+            self.join()
+
+    def join(self, last: bool = False) -> None:
+        """Wait for the checkpoint that is being written, and raise what went wrong with it.
+
+        Args:
+            last: the run is ending: ranks that died are not waited for.
+        """
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            if last:
+                self.ending.set()
+            pending.result()
+
+    def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
+        """Read a checkpoint onto the CPU, or what of it this rank holds. Raises CheckpointError when it is damaged."""
+        path = Path(path)
+        if (wrong := damage(path)) is not None:
+            raise CheckpointError(f"{path} is damaged: {wrong}; resume from an earlier checkpoint")
+        state, live = json.loads((path / STATE).read_text()), self.live()
+
+        def read(stem: str) -> dict[str, Tensor]:
+            stored = Stored(path, stem)
+            return {name: stored.like(name, live.get(name.rpartition("/")[2])) for name in stored}
+
+        state["state_dict"] = {PREFIX + name: tensor for name, tensor in read("model").items()}
+        if averaged := read("ema"):
+            state["ema"] = averaged
+        state["optimizer_states"] = [join_optimizer(state.pop("optimizer"), read("optimizer"))]
+        return state
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Delete a checkpoint."""
+        delete(Path(path))
+
+    def teardown(self) -> None:
+        """Lightning says that its trainer ends; whoever made this joins it."""
+
+    def _write(self, share: Share) -> None:
+        """Write this rank's files; rank 0 then closes the checkpoint, or takes away what there is of it."""
+        with _said(share.path):
+            try:
+                written = {share.file(stem): _save(pieces, share, stem) for stem, pieces in share.files.items()}
+                if share.rank == 0:
+                    self._close(share, written)
+                else:
+                    _tell(share, {"files": {name: file._asdict() for name, file in written.items()}})
+            except OSError as error:
+                if share.rank > 0:
+                    _tell(share, {"error": str(error)})
+                raise
+            finally:
+                if share.rank == 0:
+                    shutil.rmtree(share.temporary, ignore_errors=True)
+        if share.rank == 0 and self.kept is not None:
+            self.kept()
+
+    def _close(self, share: Share, written: dict[str, Written]) -> None:
+        """Wait for the other ranks, write the rest and the manifest, and put the folder into its place."""
+        folder = share.temporary
+        (folder / STATE).write_text(share.state)
+        if self.extra is not None:
+            self.extra(folder)
+        for rank in range(1, share.world):
+            written |= self._heard(share, rank)
+        close(folder, step_of(share.path), share.score, written)
+        if share.path.exists():  # a damaged one that this run went back behind
+            delete(share.path)
+        folder.rename(share.path)
+        flush(share.path.parent)
+
+    def _heard(self, share: Share, rank: int) -> dict[str, Written]:
+        """Wait until a rank has written its part; return its files."""
+        note, waited = share.note(rank), 0.0
+        while not note.exists():
+            if waited > (HASTE if self.ending.is_set() else PATIENCE):
+                told = f"rank {rank} has written nothing for {waited:.0f} s"
+                raise OSError(f"{told}; it died, or {share.path.parent} is not on a disk that all ranks share")
+            time.sleep(GLANCE)
+            waited += GLANCE
+        told = json.loads(note.read_text())
+        note.unlink()
+        if "error" in told:
+            raise OSError(f"rank {rank}: {told['error']}")
+        return {name: Written(**file) for name, file in told["files"].items()}
+
+
+class Staging:
+    """Copies of a rank's tensors in main memory. They stay: taking memory anew costs ten times the copying."""
+
+    def __init__(self) -> None:
+        self.copies: dict[tuple[str, str], Tensor] = {}
+        self.refused = False
+
+    def has_room(self, share: Share) -> bool:
+        """Whether this machine has memory for the copies; says so once when it has not."""
+        tensors = [(key, piece.values) for key, piece in _all(share)]
+        needed = sum(t.nbytes for key, t in tensors if not self._fits(key, t))
+        room = needed < 0.8 * psutil.virtual_memory().available
+        if not room and not self.refused:
+            told = f"no memory for a second copy of {needed / 1e9:.1f} GB"
+            log.warning("%s: training waits while checkpoints are written", told)
+        self.refused = not room
+        return room
+
+    def copy(self, share: Share) -> Share:
+        """Return the share with every tensor copied."""
+        for key, piece in _all(share):
+            if not self._fits(key, piece.values):
+                on_cuda = piece.values.device.type == "cuda"
+                self.copies[key] = torch.empty_like(piece.values, device="cpu", pin_memory=on_cuda)
+            self.copies[key].copy_(piece.values, non_blocking=True)
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        files = {
+            stem: {name: piece._replace(values=self.copies[stem, name]) for name, piece in pieces.items()}
+            for stem, pieces in share.files.items()
+        }
+        return share._replace(files=files)
+
+    def _fits(self, key: tuple[str, str], tensor: Tensor) -> bool:
+        copy = self.copies.get(key)
+        return copy is not None and (copy.shape, copy.dtype) == (tensor.shape, tensor.dtype)
+
+
+def _all(share: Share) -> list[tuple[tuple[str, str], Piece]]:
+    return [((stem, name), piece) for stem, pieces in share.files.items() for name, piece in pieces.items()]
+
+
+def taken(checkpoint: dict[str, Any], path: Path) -> Share:
+    """Return what this rank writes of a checkpoint as Lightning hands it over; its tensors are still the run's own."""
+    rest = dict(checkpoint)
+    weights = {name.removeprefix(PREFIX): tensor for name, tensor in rest.pop("state_dict").items()}
+    rest["optimizer"], moments = split_optimizer(rest.pop("optimizer_states")[0])
+    files = {"model": weights, "optimizer": moments}
+    if "ema" in rest:
+        files["ema"] = rest.pop("ema")
+    spread = any(is_spread(tensor) for tensors in files.values() for tensor in tensors.values())
+    rank, world = (distributed.get_rank(), distributed.get_world_size()) if spread else (0, 1)
+    pieces = {stem: own_pieces(tensors, rank) for stem, tensors in files.items()}
+    return Share(path, rank, world, pieces, json.dumps(rest) if rank == 0 else "", rest.get("score"))
+
+
+def _save(pieces: dict[str, Piece], share: Share, stem: str) -> Written:
+    entries = {name: Entry(piece.values.dtype, tuple(piece.values.shape)) for name, piece in pieces.items()}
+    tensors = (pieces[name].values for name in in_file_order(entries))
+    header = describe(pieces) if share.world > 1 else None
+    return write_tensors(share.temporary / share.file(stem), entries, tensors, header)
+
+
+def _tell(share: Share, said: dict[str, Any]) -> None:
+    note = share.note(share.rank)
+    draft = note.with_suffix(".draft")
+    draft.write_text(json.dumps(said))
+    draft.rename(note)
+
+
+def _started(job: Callable[[], None]) -> Future[None]:
+    """Run a job in a thread that ends with the process; a checkpoint it was writing then never was."""
+    future: Future[None] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(job())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, name="checkpoint", daemon=True).start()
+    return future
+
+
+@contextlib.contextmanager
+def _said(path: Path) -> Iterator[None]:
+    """Turn a disk's refusal into one line that says which checkpoint is whole."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = "the disk is full" if full else str(error)
+        last = newest_whole(path.parent)[0]
+        kept = f"the checkpoint before it, {last}, is whole" if last else "there is no checkpoint before it"
+        raise RunError(f"{path}: can't write the checkpoint: {reason}; {kept}") from None
