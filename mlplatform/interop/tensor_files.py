@@ -1,4 +1,4 @@
-"""Safetensors files written tensor by tensor: nothing is held twice, and the checksum is taken on the way to the disk."""
+"""Safetensors files written tensor by tensor: nothing is held twice, and their checksum is taken on the way."""
 
 from __future__ import annotations
 

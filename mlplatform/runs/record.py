@@ -27,6 +27,7 @@ PACKAGES = (
     "numpy",
     "wandb",
 )
+MOST_EVENTS = 200
 Status = Literal["running", "finished", "failed", "preempted"]
 
 
@@ -51,6 +52,12 @@ def update(folder: Path, **changes: Any) -> dict[str, Any]:
     record |= changes
     write_whole(path, json.dumps(record, indent=1, default=str) + "\n")
     return record
+
+
+def add_event(folder: Path, step: int, kind: str, what: str) -> None:
+    """Write down what went wrong at a step; the newest `MOST_EVENTS` stay."""
+    events = [*read(folder).get("events", []), {"time": time.time(), "step": step, "kind": kind, "what": what}]
+    update(folder, events=events[-MOST_EVENTS:])
 
 
 def begin(folder: Path, experiment: str, seed: int, argv: list[str], devices: int, data: dict[str, Any]) -> None:

@@ -134,6 +134,7 @@ def _train(folder: Path, experiment: Experiment | None, screen: Screen | None, w
             recorder=_Watched(kept, watch),
             show=screen,
             extra=complete,
+            noted=lambda fault: record.add_event(folder, *fault),
         )
         if screen is not None:
             _end(folder, result, experiment, task, screen)
@@ -160,12 +161,14 @@ def _begin(folder: Path, screen: Screen, model: Any, data: dict[str, Any], step:
     for line in notes:
         screen.say(line)
     metrics.cut(folder, step)
-    sessions = [*record.read(folder).get("sessions", []), {"start": time.time(), "from_step": step}]
+    known = record.read(folder)
+    sessions = [*known.get("sessions", []), {"start": time.time(), "from_step": step}]
     record.update(
         folder,
         status="running",
         error=None,
         sessions=sessions,
+        events=[event for event in known.get("events", []) if event["step"] <= step],
         pid=os.getpid(),
         data=data,
         parameters=sum(p.numel() for p in model.parameters()),

@@ -43,7 +43,8 @@ class Task(L.LightningModule):
 
     Attributes:
         make_optimizer: returns the optimizer of a model. clip_norm: largest norm of the gradient, None for no limit.
-            Both are set by whoever runs the task.
+        on_bad_step: called with a step's number and what is wrong when its loss or gradient is not finite; raises, or
+            returns: the step then changes nothing. None raises. All are set by whoever runs the task.
         figures: the last step's, set just before its weights change.
     """
 
@@ -76,6 +77,7 @@ class Task(L.LightningModule):
         self.measures: dict[str, Any] = {}
         self.make_optimizer: Callable[[nn.Module], Optimizer] | None = None
         self.clip_norm: float | None = None
+        self.on_bad_step: Callable[[int, str], None] | None = None
         self.figures = Figures(math.nan, math.nan, 0, 0)
         self._base = ""
 
@@ -168,8 +170,20 @@ class Task(L.LightningModule):
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # fp16 skips such a step by itself
         if not math.isfinite(loss) or not (math.isfinite(size) or scaled):
             what = f"the loss is {loss}" if not math.isfinite(loss) else f"the norm of the gradient is {size}"
-            step = self.trainer.global_step + 1
-            raise RunError(f"step {step}: {what}; lower optimizer.lr, lengthen the warmup or set trainer.clip_norm")
+            self._leave_out(optimizer, what)
+
+    def _leave_out(self, optimizer: Optimizer, what: str) -> None:
+        """Make the step one that changes nothing, unless `on_bad_step` raises: what has no gradient stays as it is."""
+        step = self.trainer.global_step + 1
+        if self.on_bad_step is None:
+            raise RunError(f"step {step}: {what}")
+        self.on_bad_step(step, what)
+        self.figures = self.figures._replace(loss=math.nan)
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                p.grad = None
+        for _, moe in mixtures(self.model):
+            moe.counts = None
 
     def validation_step(self, batch: Batch, seen: Callable[[Batch, Output], None] | None = None) -> Tensor:
         """Return (loss_sum, targets, bytes) of one micro-batch in fp64; bytes is 0 where the data doesn't say.

@@ -23,6 +23,7 @@ from mlplatform.training import optimizers, precision
 from mlplatform.training.callbacks import Best, Course, Keeping, Session
 from mlplatform.training.checkpoints import clean, newest_whole, prune
 from mlplatform.training.ema import AveragedWeights
+from mlplatform.training.faults import Fault, Stop
 from mlplatform.training.meters import Feed, Speed, peak_flops
 from mlplatform.training.progress import Display, Quiet, display
 from mlplatform.training.rng import Randomness
@@ -79,6 +80,7 @@ def fit(
     recorder: Recorder | None = None,
     show: Display | None = None,
     extra: Callable[[Path], None] | None = None,
+    noted: Callable[[Fault], None] | None = None,
     now: Callable[[], float] = time.monotonic,
 ) -> Result:
     """Train a task on data.
@@ -95,6 +97,7 @@ def fit(
         recorder: receives the metrics (rank 0 only).
         show: the progress display; by default a bar on a terminal and lines off one.
         extra: writes further files into each checkpoint.
+        noted: gets what went wrong at a step and did not end the run (rank 0 only).
         now: the clock.
 
     Raises:
@@ -120,10 +123,12 @@ def fit(
             recorder=recorder if place.rank == 0 else None,
             display=shown,
             signals=signals,
+            policy=settings.on_bad_loss.build() if settings.on_bad_loss is not None else Stop(),
+            noted=noted if noted is not None and place.rank == 0 else lambda fault: None,
             now=now,
         )
         task.make_optimizer = partial(_optimizer, optimizer)
-        task.clip_norm = settings.clip_norm
+        task.clip_norm, task.on_bad_step = settings.clip_norm, session.faults.meet
         prepare_layers(task.model, settings.compile, settings.activation_checkpointing)
         callbacks = [Randomness(seed), *([session.ema] if session.ema else []), session]
         engine = _trainer(settings, place, strategy, callbacks, io)

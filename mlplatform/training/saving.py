@@ -16,9 +16,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import lightning.pytorch as L
 import psutil
 import torch
 from lightning.fabric.plugins import CheckpointIO
@@ -37,7 +39,7 @@ PATIENCE, HASTE, GLANCE = 1800.0, 10.0, 0.02
 """Seconds rank 0 waits for the files of other ranks, also when the run is ending, and between two looks."""
 
 
-class Share(NamedTuple):
+class Portion(NamedTuple):
     """What one rank writes of a checkpoint.
 
     Args:
@@ -102,17 +104,17 @@ class FolderIO(CheckpointIO):
             RunError: this one, or the one before it, can't be written; earlier ones stay as they are.
         """
         self.join()
-        share = taken(checkpoint, Path(path))
-        if share.rank == 0:
-            with _said(share.path):
-                shutil.rmtree(share.temporary, ignore_errors=True)
-                share.temporary.mkdir(parents=True)
-        if share.world > 1:
+        portion = taken(checkpoint, Path(path))
+        if portion.rank == 0:
+            with _said(portion.path):
+                shutil.rmtree(portion.temporary, ignore_errors=True)
+                portion.temporary.mkdir(parents=True)
+        if portion.world > 1:
             distributed.barrier()
-        if self.staging is None or not self.staging.has_room(share):
-            self._write(share)
+        if self.staging is None or not self.staging.has_room(portion):
+            self._write(portion)
             return
-        self.pending = _started(lambda copied=self.staging.copy(share): self._write(copied))
+        self.pending = _started(partial(self._write, self.staging.copy(portion)))
 
     def check(self) -> None:
         """Raise what has gone wrong in the background so far."""
@@ -155,46 +157,46 @@ class FolderIO(CheckpointIO):
     def teardown(self) -> None:
         """Lightning says that its trainer ends; whoever made this joins it."""
 
-    def _write(self, share: Share) -> None:
+    def _write(self, portion: Portion) -> None:
         """Write this rank's files; rank 0 then closes the checkpoint, or takes away what there is of it."""
-        with _said(share.path):
+        with _said(portion.path):
             try:
-                written = {share.file(stem): _save(pieces, share, stem) for stem, pieces in share.files.items()}
-                if share.rank == 0:
-                    self._close(share, written)
+                written = {portion.file(stem): _save(pieces, portion, stem) for stem, pieces in portion.files.items()}
+                if portion.rank == 0:
+                    self._close(portion, written)
                 else:
-                    _tell(share, {"files": {name: file._asdict() for name, file in written.items()}})
+                    _tell(portion, {"files": {name: file._asdict() for name, file in written.items()}})
             except OSError as error:
-                if share.rank > 0:
-                    _tell(share, {"error": str(error)})
+                if portion.rank > 0:
+                    _tell(portion, {"error": str(error)})
                 raise
             finally:
-                if share.rank == 0:
-                    shutil.rmtree(share.temporary, ignore_errors=True)
-        if share.rank == 0 and self.kept is not None:
+                if portion.rank == 0:
+                    shutil.rmtree(portion.temporary, ignore_errors=True)
+        if portion.rank == 0 and self.kept is not None:
             self.kept()
 
-    def _close(self, share: Share, written: dict[str, Written]) -> None:
+    def _close(self, portion: Portion, written: dict[str, Written]) -> None:
         """Wait for the other ranks, write the rest and the manifest, and put the folder into its place."""
-        folder = share.temporary
-        (folder / STATE).write_text(share.state)
+        folder = portion.temporary
+        (folder / STATE).write_text(portion.state)
         if self.extra is not None:
             self.extra(folder)
-        for rank in range(1, share.world):
-            written |= self._heard(share, rank)
-        close(folder, step_of(share.path), share.score, written)
-        if share.path.exists():  # a damaged one that this run went back behind
-            delete(share.path)
-        folder.rename(share.path)
-        flush(share.path.parent)
+        for rank in range(1, portion.world):
+            written |= self._heard(portion, rank)
+        close(folder, step_of(portion.path), portion.score, written)
+        if portion.path.exists():  # a damaged one that this run went back behind
+            delete(portion.path)
+        folder.rename(portion.path)
+        flush(portion.path.parent)
 
-    def _heard(self, share: Share, rank: int) -> dict[str, Written]:
+    def _heard(self, portion: Portion, rank: int) -> dict[str, Written]:
         """Wait until a rank has written its part; return its files."""
-        note, waited = share.note(rank), 0.0
+        note, waited = portion.note(rank), 0.0
         while not note.exists():
             if waited > (HASTE if self.ending.is_set() else PATIENCE):
                 told = f"rank {rank} has written nothing for {waited:.0f} s"
-                raise OSError(f"{told}; it died, or {share.path.parent} is not on a disk that all ranks share")
+                raise OSError(f"{told}; it died, or {portion.path.parent} is not on a disk that all ranks share")
             time.sleep(GLANCE)
             waited += GLANCE
         told = json.loads(note.read_text())
@@ -204,6 +206,18 @@ class FolderIO(CheckpointIO):
         return {name: Written(**file) for name, file in told["files"].items()}
 
 
+def put_back(trainer: L.Trainer, path: Path) -> dict[str, Any]:
+    """Give a run that is under way the weights, the optimizer and the loss scale of a checkpoint; return it."""
+    strategy, module, precision = trainer.strategy, trainer.lightning_module, trainer.precision_plugin
+    checkpoint = strategy.load_checkpoint(path, weights_only=False)
+    module.on_load_checkpoint(checkpoint)
+    strategy.load_model_state_dict(checkpoint, strict=module.strict_loading)
+    strategy.load_optimizer_state_dict(checkpoint)
+    if (scale := checkpoint.get(type(precision).__qualname__)) is not None:
+        precision.load_state_dict(scale)
+    return checkpoint
+
+
 class Staging:
     """Copies of a rank's tensors in main memory. They stay: taking memory anew costs ten times the copying."""
 
@@ -211,9 +225,9 @@ class Staging:
         self.copies: dict[tuple[str, str], Tensor] = {}
         self.refused = False
 
-    def has_room(self, share: Share) -> bool:
+    def has_room(self, portion: Portion) -> bool:
         """Whether this machine has memory for the copies; says so once when it has not."""
-        tensors = [(key, piece.values) for key, piece in _all(share)]
+        tensors = [(key, piece.values) for key, piece in _all(portion)]
         needed = sum(t.nbytes for key, t in tensors if not self._fits(key, t))
         room = needed < 0.8 * psutil.virtual_memory().available
         if not room and not self.refused:
@@ -222,9 +236,9 @@ class Staging:
         self.refused = not room
         return room
 
-    def copy(self, share: Share) -> Share:
-        """Return the share with every tensor copied."""
-        for key, piece in _all(share):
+    def copy(self, portion: Portion) -> Portion:
+        """Return the portion with every tensor copied."""
+        for key, piece in _all(portion):
             if not self._fits(key, piece.values):
                 on_cuda = piece.values.device.type == "cuda"
                 self.copies[key] = torch.empty_like(piece.values, device="cpu", pin_memory=on_cuda)
@@ -233,20 +247,20 @@ class Staging:
             torch.cuda.synchronize()
         files = {
             stem: {name: piece._replace(values=self.copies[stem, name]) for name, piece in pieces.items()}
-            for stem, pieces in share.files.items()
+            for stem, pieces in portion.files.items()
         }
-        return share._replace(files=files)
+        return portion._replace(files=files)
 
     def _fits(self, key: tuple[str, str], tensor: Tensor) -> bool:
         copy = self.copies.get(key)
         return copy is not None and (copy.shape, copy.dtype) == (tensor.shape, tensor.dtype)
 
 
-def _all(share: Share) -> list[tuple[tuple[str, str], Piece]]:
-    return [((stem, name), piece) for stem, pieces in share.files.items() for name, piece in pieces.items()]
+def _all(portion: Portion) -> list[tuple[tuple[str, str], Piece]]:
+    return [((stem, name), piece) for stem, pieces in portion.files.items() for name, piece in pieces.items()]
 
 
-def taken(checkpoint: dict[str, Any], path: Path) -> Share:
+def taken(checkpoint: dict[str, Any], path: Path) -> Portion:
     """Return what this rank writes of a checkpoint as Lightning hands it over; its tensors are still the run's own."""
     rest = dict(checkpoint)
     weights = {name.removeprefix(PREFIX): tensor for name, tensor in rest.pop("state_dict").items()}
@@ -257,18 +271,18 @@ def taken(checkpoint: dict[str, Any], path: Path) -> Share:
     spread = any(is_spread(tensor) for tensors in files.values() for tensor in tensors.values())
     rank, world = (distributed.get_rank(), distributed.get_world_size()) if spread else (0, 1)
     pieces = {stem: own_pieces(tensors, rank) for stem, tensors in files.items()}
-    return Share(path, rank, world, pieces, json.dumps(rest) if rank == 0 else "", rest.get("score"))
+    return Portion(path, rank, world, pieces, json.dumps(rest) if rank == 0 else "", rest.get("score"))
 
 
-def _save(pieces: dict[str, Piece], share: Share, stem: str) -> Written:
+def _save(pieces: dict[str, Piece], portion: Portion, stem: str) -> Written:
     entries = {name: Entry(piece.values.dtype, tuple(piece.values.shape)) for name, piece in pieces.items()}
     tensors = (pieces[name].values for name in in_file_order(entries))
-    header = describe(pieces) if share.world > 1 else None
-    return write_tensors(share.temporary / share.file(stem), entries, tensors, header)
+    header = describe(pieces) if portion.world > 1 else None
+    return write_tensors(portion.temporary / portion.file(stem), entries, tensors, header)
 
 
-def _tell(share: Share, said: dict[str, Any]) -> None:
-    note = share.note(share.rank)
+def _tell(portion: Portion, said: dict[str, Any]) -> None:
+    note = portion.note(portion.rank)
     draft = note.with_suffix(".draft")
     draft.write_text(json.dumps(said))
     draft.rename(note)

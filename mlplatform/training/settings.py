@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from mlplatform.errors import SpecError
-from mlplatform.registry import Fraction, Interval, Natural, Positive, PositiveFloat, Text, block
+from mlplatform.registry import Fraction, Interval, Natural, Positive, PositiveFloat, Spec, Text, block
 from mlplatform.training.callbacks import Plan
 from mlplatform.training.intervals import Length, every
 from mlplatform.training.precision import PrecisionName
@@ -28,6 +28,8 @@ class TrainerSettings:
         ema: decay of averaged weights, which validation then uses; null for none.
         compile: torch.compile for each layer; the first step takes a minute.
         activation_checkpointing: layers are computed again in the backward pass instead of being kept.
+        on_bad_loss: what is done when the loss or the gradient is not finite: stop, skip or roll_back; null for stop.
+        restarts: times the ranks are started again, from the last checkpoint, when one of them dies.
     """
 
     def __init__(
@@ -47,6 +49,8 @@ class TrainerSettings:
         ema: Fraction | None = None,
         compile: bool = False,
         activation_checkpointing: bool = False,
+        on_bad_loss: Annotated[Spec, "bad_loss"] | None = None,
+        restarts: Natural = 0,
     ) -> None:
         self.max = Length.parse(max)
         if self.max.amount <= 0 or self.max.unit == "%":
@@ -57,6 +61,7 @@ class TrainerSettings:
         self.log_every, self.validate_every, self.checkpoint_every = log_every, validate_every, checkpoint_every
         self.keep, self.keep_best, self.monitor, self.ema = keep, keep_best, monitor, ema
         self.compile, self.activation_checkpointing = compile, activation_checkpointing
+        self.on_bad_loss, self.restarts = on_bad_loss, restarts
 
     def plan(self, steps_per_epoch: float) -> Plan:
         """Return the intervals in steps, tokens or seconds."""

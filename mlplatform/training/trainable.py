@@ -29,6 +29,7 @@ class Trainable(Protocol):
     monitor: str
     make_optimizer: Callable[[nn.Module], Optimizer] | None
     clip_norm: float | None
+    on_bad_step: Callable[[int, str], None] | None
 
     @property
     def figures(self) -> StepFigures: ...
