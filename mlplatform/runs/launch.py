@@ -84,10 +84,11 @@ def start(folder: Path, experiment: Experiment | None = None) -> record.Status:
     """
     from mlplatform.runs.worker import run
 
-    devices = read_config(folder)["trainer"].get("devices", 1)
-    if devices == 1:
+    trainer = read_config(folder)["trainer"]
+    devices, restarts = trainer.get("devices", 1), trainer.get("restarts", 0)
+    if devices == 1 and not restarts:
         return run(folder, experiment)
-    code = run_ranks(folder, devices, ["mlplatform.worker", str(folder.resolve())])
+    code = run_ranks(folder, devices, ["mlplatform.worker", str(folder.resolve())], restarts)
     found = record.read(folder)
     if found["status"] == "running" and code == STOPPED:  # before the first step
         found = record.update(folder, status="preempted")
@@ -98,18 +99,20 @@ def start(folder: Path, experiment: Experiment | None = None) -> record.Status:
     raise RunError(f"{folder}: {found.get('error') or f'a rank ended with exit code {code}'}")
 
 
-def run_ranks(folder: Path, devices: int, module: list[str], said: IO[bytes] | None = None) -> int:
-    """Run a module with its arguments as one rank per device of this machine.
+def run_ranks(folder: Path, devices: int, module: list[str], restarts: int = 0, said: IO[bytes] | None = None) -> int:
+    """Run a module with its arguments as one rank per device of this machine (elastic.py).
+
+    Args:
+        restarts: times all ranks are started again when one fails.
 
     Returns:
-        torchrun's exit code, or `STOPPED` when a signal ended it.
+        0, 1 when a rank failed, or `STOPPED` when a signal ended it.
 
     The first SIGTERM or SIGINT is handed to rank 0, which tells the others, so that all stop after the same step and
     save; the next one kills them. They stand in a session of their own, or Ctrl-C would reach each of them as well.
     What they print goes to `said` where it is given.
     """
-    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={devices}"]
-    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "-m", *module]
+    command = [sys.executable, "-m", "mlplatform.runs.elastic", str(folder), str(devices), str(restarts), *module]
     environment = {k: v for k, v in os.environ.items() if k not in RANK_VARIABLES}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
     environment[VARIABLE] = str(folder.resolve())
@@ -121,8 +124,11 @@ def run_ranks(folder: Path, devices: int, module: list[str], said: IO[bytes] | N
         caught.append(number)
         if len(caught) > 1:
             os.killpg(process.pid, signal.SIGKILL)
-        else:  # torchrun itself while there is no rank 0 yet
+            return
+        try:  # the agent itself while there is no rank 0, or none any more
             os.kill(record.read(folder).get("pid") or process.pid, signal.SIGTERM)
+        except ProcessLookupError:
+            process.terminate()
 
     with handling(hand_on, signal.SIGTERM, signal.SIGINT):
         code = process.wait()

@@ -10,11 +10,12 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from mlplatform.errors import PlatformError, RunError
 from mlplatform.generation.generate import generate
@@ -72,8 +73,11 @@ def run(folder: Path, experiment: Experiment | None = None, watch: Watch | None 
         return _train(folder, experiment, None, watch)
     scrub = Scrubber(secrets_of(folder).values())
     with held(folder):
-        if record.read(folder)["status"] == "finished":
+        known = record.read(folder)
+        if known["status"] == "finished":
             raise RunError(f"{folder}: this run is finished, and a finished run is never written into")
+        if _restarts() and (known["status"] == "preempted" or known.get("again") is False):
+            raise SystemExit(PlatformError.exit_code)  # told to stop, or what starting again does not mend
         try:
             screen = Screen(display(), folder / "log.txt", scrub)
             with handling(_terminate, signal.SIGTERM), spared(folder), screen.warnings(), _full_disk_said(folder):
@@ -88,6 +92,11 @@ def run(folder: Path, experiment: Experiment | None = None, watch: Watch | None 
         except BaseException as error:
             _failed(folder, error, scrub)
             raise
+
+
+def _restarts() -> int:
+    """Return how often the ranks of this launch were started again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
 def _train(folder: Path, experiment: Experiment | None, screen: Screen | None, watch: Watch) -> record.Status:
@@ -177,6 +186,10 @@ def _begin(folder: Path, screen: Screen, model: Any, data: dict[str, Any], step:
         or [f"{os.cpu_count()} CPU cores, torch uses {torch.get_num_threads()}"],
     )
     (folder / "error.txt").unlink(missing_ok=True)
+    if _restarts():
+        record.add_event(
+            folder, step, "restarted", f"start {_restarts() + 1} of the ranks; before: {known.get('error')}"
+        )
     for line in banner(folder, record.read(folder), read_shown(folder), step):
         screen.say(line)
 
@@ -248,7 +261,9 @@ def _failed(folder: Path, error: BaseException, scrub: Callable[[str], str]) -> 
     """Say in the record why a run ended; what can't be written any more is left."""
     reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     attempts = (
-        lambda: record.update(folder, status="failed", ended=time.time(), error=scrub(reason)),
+        lambda: record.update(
+            folder, status="failed", ended=time.time(), error=scrub(reason), again=not isinstance(error, PlatformError)
+        ),
         lambda: (folder / "error.txt").write_text(scrub("".join(traceback.format_exception(error))), encoding="utf-8"),
         lambda: metrics.write_table(folder),
     )
@@ -273,8 +288,20 @@ def main(argv: list[str]) -> int:
     try:
         if len(argv) > 1 or not (argv or os.environ.get(VARIABLE)):
             raise RunError("python -m mlplatform.worker RUN_FOLDER: give the folder")
-        run(Path(argv[0] if argv else os.environ[VARIABLE]))
+        with _told_to_the_agent():
+            run(Path(argv[0] if argv else os.environ[VARIABLE]))
     except PlatformError as error:
         print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return error.exit_code
     return 0
+
+
+@contextlib.contextmanager
+def _told_to_the_agent() -> Iterator[None]:
+    """Write down for torchrun's agent why this rank fails."""
+    try:
+        yield
+    except Exception as error:
+        if "TORCHELASTIC_ERROR_FILE" in os.environ:
+            get_error_handler().record_exception(error)
+        raise

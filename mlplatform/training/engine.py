@@ -32,7 +32,9 @@ from mlplatform.training.settings import TrainerSettings
 from mlplatform.training.signals import StopSignals
 from mlplatform.training.strategies import Place
 from mlplatform.training.trainable import Batches, Recorder
+from mlplatform.training.watchdog import Watchdog
 
+SLACK = 30
 UNKNOWN_EPOCH = 1e6
 """Steps of an epoch, before the data is there: many, so that no share of a few epochs is less than a step."""
 
@@ -109,16 +111,17 @@ def fit(
     settings: TrainerSettings = trainer.build()
     place = Place.find(settings.accelerator, settings.devices)
     shown: Display = (show or display()) if place.rank == 0 else Quiet()
-    feed = Feed(data.train_dataloader(), now)
+    watchdog = _watchdog(data)
+    feed = Feed(data.train_dataloader(), now, watchdog.each)
     keep = partial(prune, folder, settings.keep, settings.keep_best) if folder is not None else None
     io = FolderIO(extra, live=lambda: task.model.state_dict(), kept=keep, background=True)
-    with StopSignals() as signals, _quiet_lightning():
+    with StopSignals() as signals, watchdog, _quiet_lightning():
         session = Session(
             _course(settings, schedule, data),
             feed,
             _speed(settings, place, task.model, data.shape.length),
             Keeping(folder, io, settings.monitor),
-            batches=_held_out(settings, data),
+            batches=_held_out(settings, data, watchdog),
             ema=AveragedWeights(settings.ema) if settings.ema is not None else None,
             recorder=recorder if place.rank == 0 else None,
             display=shown,
@@ -155,10 +158,16 @@ def _course(settings: TrainerSettings, schedule: Spec, data: Batches) -> Course:
     return Course(plan, schedule.build().bind(plan.whole, data.steps_per_epoch))
 
 
-def _held_out(settings: TrainerSettings, data: Batches) -> Callable[[], Any] | None:
-    """Return what gives the validation loader; None for a run that doesn't validate."""
+def _held_out(settings: TrainerSettings, data: Batches, watchdog: Watchdog) -> Callable[[], Any] | None:
+    """Return what gives the validation batches; None for a run that doesn't validate."""
     validates = settings.validate_every is not None and len(data.val_dataloader()) > 0
-    return data.val_dataloader if validates else None
+    return (lambda: watchdog.each(data.val_dataloader())) if validates else None
+
+
+def _watchdog(data: Batches) -> Watchdog:
+    """Return what names a source that stalls; workers that stall are told of by the loader itself, before it."""
+    shape = data.shape
+    return Watchdog(data.material.name, shape.timeout + (SLACK if shape.workers else 0))
 
 
 def prepare_layers(model: nn.Module, compiled: bool, checkpointed: bool) -> None:

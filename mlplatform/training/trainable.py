@@ -45,6 +45,7 @@ class Batches(Protocol):
     """The data of a run, as mlplatform.data.module.DataModule gives it."""
 
     shape: Any
+    material: Any
 
     @property
     def steps_per_epoch(self) -> float: ...
