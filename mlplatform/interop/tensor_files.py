@@ -44,6 +44,11 @@ class Written(NamedTuple):
     sha256: str
 
 
+def entries_of(tensors: Mapping[str, Tensor]) -> dict[str, Entry]:
+    """Return the header entries of tensors."""
+    return {name: Entry(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+
+
 def in_file_order(entries: Mapping[str, Entry]) -> list[str]:
     """Return names in the order a file holds them: wider types first, so that each is aligned to its own width."""
     return sorted(entries, key=lambda name: -entries[name].dtype.itemsize)

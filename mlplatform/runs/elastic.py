@@ -18,7 +18,6 @@ from mlplatform.runs import record
 from mlplatform.runs.config_file import secrets_of
 from mlplatform.runs.secrets import Scrubber
 
-
 MOMENT = 10
 """Seconds within which ranks end that one rank's death takes with it; the agent waits longer before it kills."""
 

@@ -27,7 +27,7 @@ from lightning.fabric.plugins import CheckpointIO
 from torch import Tensor, distributed
 
 from mlplatform.errors import CheckpointError, RunError
-from mlplatform.interop.tensor_files import Entry, Written, in_file_order, write_tensors
+from mlplatform.interop.tensor_files import Written, entries_of, in_file_order, write_tensors
 from mlplatform.training.checkpoints import STATE, close, damage, delete, flush, newest_whole, step_of
 from mlplatform.training.optimizer_state import join_optimizer, split_optimizer
 from mlplatform.training.shards import Piece, Stored, describe, is_spread, own_pieces
@@ -275,7 +275,7 @@ def taken(checkpoint: dict[str, Any], path: Path) -> Portion:
 
 
 def _save(pieces: dict[str, Piece], portion: Portion, stem: str) -> Written:
-    entries = {name: Entry(piece.values.dtype, tuple(piece.values.shape)) for name, piece in pieces.items()}
+    entries = entries_of({name: piece.values for name, piece in pieces.items()})
     tensors = (pieces[name].values for name in in_file_order(entries))
     header = describe(pieces) if portion.world > 1 else None
     return write_tensors(portion.temporary / portion.file(stem), entries, tensors, header)
