@@ -1,7 +1,7 @@
 """The process above a run's ranks: torchrun's agent, which ends all of them when one dies, and what it saw.
 
-The agent looks every 0.1 s. When a rank has died it sends the others SIGTERM, and SIGKILL 30 s later; then it starts
-all of them again, as often as it may, and each goes on from the last whole checkpoint.
+The agent looks every 0.1 s. When a rank has died it sends the others SIGTERM, and SIGKILL 30 s later. It does not start
+them again: in torch 2.14 it hands gloo the addresses of the dead. Whoever started this does (launch.py).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ MOMENT = 10
 
 
 def main(argv: list[str]) -> int:
-    """`python -m mlplatform.runs.elastic FOLDER DEVICES RESTARTS MODULE [ARGUMENTS]`: returns 1 when a rank failed."""
+    """`python -m mlplatform.runs.elastic FOLDER DEVICES MODULE [ARGUMENTS]`: returns 1 when a rank failed."""
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
-    folder, (devices, restarts), module = Path(argv[0]), argv[1:3], argv[3:]
-    options = ["--nnodes=1", f"--nproc-per-node={devices}", f"--max-restarts={restarts}"]
+    folder, devices, module = Path(argv[0]), argv[1], argv[2:]
+    options = ["--nnodes=1", f"--nproc-per-node={devices}"]
     options += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "-m", *module]
     try:
         run(parse_args(options))
@@ -38,7 +38,8 @@ def main(argv: list[str]) -> int:
         # Rank 0 has written down its own end, unless it was killed; and being asked to stop is no failure.
         if (rank > 0 or failure.exitcode < 0) and record.read(folder)["status"] != "preempted":
             told = Scrubber(secrets_of(folder).values())(words(rank, failure))
-            record.update(folder, status="failed", ended=time.time(), error=told)
+            again = failure.exitcode != PlatformError.exit_code
+            record.update(folder, status="failed", ended=time.time(), error=told, again=again)
         return 1
     return 0
 

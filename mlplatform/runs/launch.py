@@ -20,6 +20,7 @@ from mlplatform.runs.config_file import read_config, write_config
 from mlplatform.runs.experiment import Experiment, Sizes
 from mlplatform.runs.folder import VARIABLE, create, write_whole
 from mlplatform.runs.stopping import handling
+from mlplatform.training.checkpoints import newest_whole, step_of
 
 STOPPED = -signal.SIGTERM
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -76,6 +77,9 @@ def anchored(config: dict[str, Any]) -> dict[str, Any]:
 def start(folder: Path, experiment: Experiment | None = None) -> record.Status:
     """Run a prepared folder, in this process or as one process per device under torchrun.
 
+    Ranks that died are started again, from the last whole checkpoint, as often as `trainer.restarts` says; an error of
+    the user's, which would only come again, ends the run.
+
     Returns:
         `finished` or `preempted`.
 
@@ -88,8 +92,12 @@ def start(folder: Path, experiment: Experiment | None = None) -> record.Status:
     devices, restarts = trainer.get("devices", 1), trainer.get("restarts", 0)
     if devices == 1 and not restarts:
         return run(folder, experiment)
-    code = run_ranks(folder, devices, ["mlplatform.worker", str(folder.resolve())], restarts)
-    found = record.read(folder)
+    code, found = run_ranks(folder, devices, ["mlplatform.worker", str(folder.resolve())]), record.read(folder)
+    while restarts and code not in (0, STOPPED) and found["status"] == "failed" and found.get("again"):
+        restarts -= 1
+        last, _ = newest_whole(folder / "checkpoints")
+        record.add_event(folder, step_of(last) if last else 0, "restarted", found["error"])
+        code, found = run_ranks(folder, devices, ["mlplatform.worker", str(folder.resolve())]), record.read(folder)
     if found["status"] == "running" and code == STOPPED:  # before the first step
         found = record.update(folder, status="preempted")
     if found["status"] in ("finished", "preempted"):
@@ -112,7 +120,7 @@ def run_ranks(folder: Path, devices: int, module: list[str], restarts: int = 0, 
     save; the next one kills them. They stand in a session of their own, or Ctrl-C would reach each of them as well.
     What they print goes to `said` where it is given.
     """
-    command = [sys.executable, "-m", "mlplatform.runs.elastic", str(folder), str(devices), str(restarts), *module]
+    command = [sys.executable, "-m", "mlplatform.runs.elastic", str(folder), str(devices), *module]
     environment = {k: v for k, v in os.environ.items() if k not in RANK_VARIABLES}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
     environment[VARIABLE] = str(folder.resolve())

@@ -122,7 +122,7 @@ def _work(folder: Path, kill: str) -> None:
     devices = read_config(folder)["trainer"].get("devices", 1)
     with (folder / SAID).open("ab") as said:
         if devices > 1:
-            code = run_ranks(folder, devices, module, said=said)
+            code = run_ranks(folder, devices, module, said)
             died = kill and code != 0
         else:
             code = subprocess.run([sys.executable, "-m", *module], stdout=said, stderr=said).returncode

@@ -73,11 +73,8 @@ def run(folder: Path, experiment: Experiment | None = None, watch: Watch | None 
         return _train(folder, experiment, None, watch)
     scrub = Scrubber(secrets_of(folder).values())
     with held(folder):
-        known = record.read(folder)
-        if known["status"] == "finished":
+        if record.read(folder)["status"] == "finished":
             raise RunError(f"{folder}: this run is finished, and a finished run is never written into")
-        if _restarts() and (known["status"] == "preempted" or known.get("again") is False):
-            raise SystemExit(PlatformError.exit_code)  # told to stop, or what starting again does not mend
         try:
             screen = Screen(display(), folder / "log.txt", scrub)
             with handling(_terminate, signal.SIGTERM), spared(folder), screen.warnings(), _full_disk_said(folder):
@@ -92,11 +89,6 @@ def run(folder: Path, experiment: Experiment | None = None, watch: Watch | None 
         except BaseException as error:
             _failed(folder, error, scrub)
             raise
-
-
-def _restarts() -> int:
-    """Return how often the ranks of this launch were started again."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
 def _train(folder: Path, experiment: Experiment | None, screen: Screen | None, watch: Watch) -> record.Status:
@@ -176,6 +168,7 @@ def _begin(folder: Path, screen: Screen, model: Any, data: dict[str, Any], step:
         folder,
         status="running",
         error=None,
+        again=None,
         sessions=sessions,
         events=[event for event in known.get("events", []) if event["step"] <= step],
         pid=os.getpid(),
@@ -186,10 +179,6 @@ def _begin(folder: Path, screen: Screen, model: Any, data: dict[str, Any], step:
         or [f"{os.cpu_count()} CPU cores, torch uses {torch.get_num_threads()}"],
     )
     (folder / "error.txt").unlink(missing_ok=True)
-    if _restarts():
-        record.add_event(
-            folder, step, "restarted", f"start {_restarts() + 1} of the ranks; before: {known.get('error')}"
-        )
     for line in banner(folder, record.read(folder), read_shown(folder), step):
         screen.say(line)
 

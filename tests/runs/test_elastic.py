@@ -25,8 +25,8 @@ def started(folder: Path, monkeypatch: pytest.MonkeyPatch, *dying: str) -> recor
     real = launch.run_ranks
     monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parent}:{Path(launch.__file__).parents[2]}")
 
-    def run_ranks(path: Path, devices: int, module: list[str], restarts: int = 0) -> int:
-        return real(path, devices, ["dying_rank", str(path), *dying], restarts)
+    def run_ranks(path: Path, devices: int, module: list[str]) -> int:
+        return real(path, devices, ["dying_rank", str(path), *dying])
 
     monkeypatch.setattr(launch, "run_ranks", run_ranks)
     return launch.start(folder)
@@ -52,8 +52,8 @@ def test_a_rank_that_dies_ends_all_and_is_named(
     assert known["status"] == "failed"
     assert f"{folder}: {known['error']}" == str(caught.value)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert rows[-1]["step"] == 5
-    assert ended - rows[-1]["time"] < 40  # the stated time is 31 s after the death; it follows the fifth step
+    assert rows[-1]["step"] == 5  # the rank dies before the sixth
+    assert ended - rows[-1]["time"] < 60  # at most 31 s after the death, and this process has to see it
     assert newest_whole(folder / "checkpoints")[0] == folder / "checkpoints/step=00000004"
     assert not is_held(folder)
 
@@ -71,8 +71,7 @@ def test_ranks_are_started_again_and_end_as_if_nothing_had_been(
     known = record.read(folder)
     assert [session["from_step"] for session in known["sessions"]] == [0, 4]
     (event,) = known["events"]
-    assert (event["step"], event["kind"]) == (4, "restarted")
-    assert event["what"].startswith("start 2 of the ranks; before: ")
+    assert (event["step"], event["kind"], event["what"]) == (4, "restarted", "rank 1 was killed by SIGKILL")
 
 
 @pytest.mark.distributed

@@ -87,7 +87,7 @@ def _sleep_through_signals() -> None:
 def test_a_wait_that_no_signal_reaches_ends_the_process(tmp_path: Path) -> None:
     start = time.monotonic()
     assert in_process(_held_in_c, tmp_path) == DataError.exit_code
-    assert time.monotonic() - start < 60
+    assert time.monotonic() - start < 240  # it does end, also on a machine with other work
     assert "no batch came for 1 s (batch.timeout); it is waiting in" in (tmp_path / "said").read_text()
 
 
