@@ -24,6 +24,7 @@ MOMENT = 10
 
 def main(argv: list[str]) -> int:
     """`python -m mlplatform.runs.elastic FOLDER DEVICES MODULE [ARGUMENTS]`: returns 1 when a rank failed."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
@@ -41,6 +42,8 @@ def main(argv: list[str]) -> int:
             again = failure.exitcode != PlatformError.exit_code
             record.update(folder, status="failed", ended=time.time(), error=told, again=again)
         return 1
+    except SignalException as stop:
+        return 128 + stop.sigval
     return 0
 
 
