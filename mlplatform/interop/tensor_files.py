@@ -72,7 +72,7 @@ def write_tensors(
             if (tensor.dtype, tuple(tensor.shape)) != entries[name]:
                 raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, announced as {entries[name]}")
             data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-            size += _put(file, memoryview(data), digest)
+            size += _put(file, data.data, digest)
         os.fsync(file.fileno())
     return Written(size, digest.hexdigest())
 

@@ -135,7 +135,7 @@ def fit(
         prepare_layers(task.model, settings.compile, settings.activation_checkpointing)
         callbacks = [Randomness(seed), *([session.ema] if session.ema else []), session]
         engine = _trainer(settings, place, strategy, callbacks, io)
-        if keep is not None and place.rank == 0:
+        if folder is not None and keep is not None and place.rank == 0:
             clean(folder, resume_from)
             keep()
         try:
