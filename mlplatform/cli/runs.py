@@ -21,20 +21,25 @@ def outputs(arguments: Arguments) -> Path:
 
 
 def ls(arguments: Arguments) -> None:
-    """List the runs, newest last."""
+    """List the runs, newest last, or sorted by a metric."""
     from mlplatform.runs.index import rows
 
-    arguments.plain(most=0)
-    found = rows(outputs(arguments))
+    experiment = [*arguments.plain(most=1), ""][0].rstrip("/") or None
+    status, sort = (arguments.text(name, "") or None for name in ("status", "sort"))
+    all_found = rows(outputs(arguments), experiment, status, sort)
+    limit = arguments.whole("limit", len(all_found))
+    found = all_found[:limit] if sort else all_found[len(all_found) - min(limit, len(all_found)) :]
     if arguments.flag("json"):
         print(json.dumps(found, indent=2))
     elif not found:
-        print(f"no runs under {outputs(arguments)}/ yet")
+        print(f"no runs{' like that' if arguments.options or experiment else ''} under {outputs(arguments)}/ yet")
     else:
-        head = ("run", "status", "steps", "loss", "best", "age")
+        head = ("run", "status", "steps", "loss", "metric" if sort else "best", "age")
         print(table([head, *(_row(run) for run in found)]))
-    newest = found[-1]["run"] if found else None
-    suggest(*([f"mlplatform evaluate {newest}", "mlplatform compare RUN RUN"] if newest else ["mlplatform train"]))
+        if len(found) < len(all_found):
+            print(f"{len(found)} of {len(all_found)} runs")
+    name = found[0 if sort else -1]["run"] if found else None
+    suggest(*([f"mlplatform report {name}", "mlplatform compare RUN RUN"] if name else ["mlplatform train"]))
 
 
 def _row(run: dict[str, Any]) -> tuple[str, ...]:
