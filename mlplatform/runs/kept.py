@@ -81,7 +81,10 @@ class Kept:
                     base.execute(TABLE)
                     base.execute(f"PRAGMA user_version = {SCHEMA}")
                 return act(base)
-        except (sqlite3.OperationalError, OSError):  # locked, or a place that can't be written: the file is not at fault
+        except (
+            sqlite3.OperationalError,
+            OSError,
+        ):  # locked, or a place that can't be written: the file is not at fault
             return None
         except (sqlite3.DatabaseError, ValueError):
             self.path.unlink(missing_ok=True)

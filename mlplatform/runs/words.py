@@ -16,6 +16,17 @@ def count(number: float) -> str:
     return f"{number:.0f}"
 
 
+def took(seconds: float | None) -> str:
+    """Return `45 s`, `12 min 5 s`, `3 h 20 min`."""
+    if seconds is None:
+        return "?"
+    whole = round(seconds)
+    for size, unit, small, name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // small} {name}"
+    return f"{whole} s"
+
+
 def banner(folder: Path, record: dict[str, Any], config: dict[str, Any], resumed: int) -> list[str]:
     """Return the lines a run starts with: where it goes, model, data, how it trains."""
     trunk, optimizer = config["model"].get("trunk", {}), config["optimizer"]
