@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from mlplatform.cli.arguments import Arguments, suggest
-from mlplatform.cli.config import composed
 from mlplatform.errors import SpecError, did_you_mean, listing
 
 SPLITS = ("train", "validation", "test")
@@ -124,6 +123,8 @@ def evaluate(arguments: Arguments) -> None:
 
 def verify_resume(arguments: Arguments) -> int:
     """Train, kill, resume and compare; returns 1 when anything differs by a bit."""
+    from mlplatform.cli.config import composed
+
     arguments.plain(most=0)
     steps = arguments.whole("steps", 12, least=6)
     result = composed(arguments).check()

@@ -84,7 +84,7 @@ class Kept:
         except (
             sqlite3.OperationalError,
             OSError,
-        ):  # locked, or a place that can't be written: the file is not at fault
+        ):  # locked, or not to be written: it is not at fault
             return None
         except (sqlite3.DatabaseError, ValueError):
             self.path.unlink(missing_ok=True)

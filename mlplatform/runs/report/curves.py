@@ -1,8 +1,9 @@
-"""Curves thinned for a page: the points that show a curve's shape best are kept, and they are points that were logged."""
+"""Curves thinned for a page: of the points that were logged, those that show its shape best are kept."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ def thinned(x: Floats, y: Floats, most: int) -> tuple[Floats, Floats]:
     if len(x) <= most:
         return x, y
     edges = np.linspace(1, len(x) - 1, most - 1).astype(int)
-    means = [(x[a:b].mean(), y[a:b].mean()) for a, b in zip(edges[1:-1], edges[2:], strict=True)] + [(x[-1], y[-1])]
+    means = [(x[a:b].mean(), y[a:b].mean()) for a, b in pairwise(edges[1:])] + [(x[-1], y[-1])]
     taken = [0]
     for start, end, (far_x, far_y) in zip(edges[:-1], edges[1:], means, strict=True):
         near = taken[-1]

@@ -41,7 +41,7 @@ UNTOLD = ("outputs", "kind")
 
 @dataclass
 class RunTold:
-    """One run on a page. `group` numbers the runs that differ in their seed alone."""
+    """One run on a page: `group` numbers runs that differ in their seed alone, `mark` says how far its metrics go."""
 
     name: str
     folder: Path
@@ -51,6 +51,7 @@ class RunTold:
     label: str = ""
     curves: dict[str, Any] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
+    mark: str = ""
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -130,8 +131,8 @@ def _is_higher_better(monitor: str | None, runs: list[RunTold]) -> bool:
     """Whether runs called a value their best because it was the largest, not the smallest, of their validations."""
     votes = 0
     for run in runs[:20]:
-        rows = metrics.read(run.folder) if monitor and run.row.get("best") is not None else []
-        values = [row[monitor] for row in rows if row.get(monitor) is not None]
+        rows = metrics.read(run.folder) if run.row.get("best") is not None else []
+        values = [row[monitor] for row in rows if monitor and row.get(monitor) is not None]
         if len(values) > 1 and max(values) > min(values):
             votes += (run.row["best"] == max(values)) - (run.row["best"] == min(values))
     return votes > 0
@@ -174,13 +175,16 @@ def brief(value: Any) -> str:
 
 def _read_curves(runs: list[RunTold]) -> dict[str, int]:
     """Put thinned curves into each run; return how many points were logged and how many a curve has at most."""
-    full = {run.name: curves.columns(metrics.read(run.folder)) for run in runs}
+    full = {}
+    for run in runs:
+        rows, run.mark, _ = metrics.since(run.folder)
+        full[run.name] = curves.columns(rows)
     number = sum(len(columns) for columns in full.values())
     most = curves.budget(number)
     for run in runs:
         columns = full[run.name]
-        over = {name: curves.packed(*columns[name], 60) for name in ("time", "train/tokens") if name in columns}
-        told = {name: curves.packed(*xy, most) for name, xy in columns.items() if name not in curves.APART}
+        over = {name: curves.packed(x, y, 60) for name, (x, y) in columns.items() if name in curves.APART}
+        told = {name: curves.packed(x, y, most) for name, (x, y) in columns.items() if name not in curves.APART}
         run.curves = {"over": over, "told": told}
     return {"logged": max((len(x) for c in full.values() for x, _ in c.values()), default=0), "most": most}
 
@@ -222,9 +226,10 @@ def _sweep(
     if len(pairs) < sweep.LEAST_RUNS or not keys:
         return None
     results = [value for _, value in pairs]
-    weights = {key: sweep.importance([run.config.get(key) for run, _ in pairs], np.asarray(results)) for key in keys}
+    settings = {key: [run.config.get(key) for run, _ in pairs] for key in keys}
+    weights = {key: sweep.importance(values, np.asarray(results)) for key, values in settings.items()}
     chosen = sorted(keys, key=lambda key: -weights[key])[:8]
-    axes = [{"name": key, "values": [run.config.get(key) for run, _ in pairs]} for key in chosen]
+    axes = [{"name": key, "values": settings[key]} for key in chosen]
     best = sweep.best_so_far(results, higher)
     return {"runs": [r for r, _ in pairs], "results": results, "axes": axes, "weights": weights, "best": best}
 

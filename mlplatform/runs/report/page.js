@@ -197,7 +197,7 @@
   // ---- a run that goes on: only new points are asked for ----
   const follow = async () => {
     try {
-      const from = runs.map((run) => `${encodeURIComponent(run.name)}=${run.from || ""}`).join("&");
+      const from = runs.filter((run) => run.status === "running").map((run) => `${encodeURIComponent(run.name)}=${run.from || ""}`).join("&");
       const answer = await fetch(`${data.live}?${from}`, { cache: "no-store" });
       if (!answer.ok) throw new Error(answer.statusText);
       const news = await answer.json();

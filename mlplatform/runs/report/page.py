@@ -57,7 +57,14 @@ def render(told: Told, live: str | None = None) -> str:
 def data(told: Told, live: str | None) -> dict[str, Any]:
     """Return what the page's script reads: charts and curves."""
     runs = [
-        {"name": run.name, "label": run.label, "group": run.group, "status": run.row["status"], **run.curves}
+        {
+            "name": run.name,
+            "label": run.label,
+            "group": run.group,
+            "status": run.row["status"],
+            "from": run.mark,
+            **run.curves,
+        }
         for run in told.drawn
     ]
     return {"charts": told.charts, "runs": runs, "live": live}

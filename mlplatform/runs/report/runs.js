@@ -8,10 +8,7 @@
     root.dataset.theme = dark ? "light" : "dark";
   });
   const element = (name, text, options = {}) => Object.assign(document.createElement(name), { textContent: text ?? "" }, options);
-  const age = (seconds) => {
-    for (const [size, unit] of [[86400, "d"], [3600, "h"], [60, "min"]]) if (seconds >= size) return `${Math.floor(seconds / size)} ${unit}`;
-    return seconds == null ? "" : `${seconds} s`;
-  };
+  const began = (seconds) => (seconds == null ? "" : new Date(seconds * 1000).toLocaleString([], { dateStyle: "medium", timeStyle: "short" }));
   const path = (run) => `/${run.split("/").map(encodeURIComponent).join("/")}`;
   const row = (run) => {
     const line = element("tr"), name = element("th", null, { scope: "row" });
@@ -19,7 +16,7 @@
     line.append(name);
     const cells = [
       ["status", run.status], ["steps", run.steps?.toLocaleString("en")],
-      ["best", run.best == null ? "" : `${run.metric} ${run.best.toFixed(4)}`], ["began", run.age == null ? "" : `${age(run.age)} ago`],
+      ["best", run.best == null ? "" : `${run.metric} ${run.best.toFixed(4)}`], ["began", began(run.created)],
     ];
     for (const [label, text] of cells) {
       const cell = element("td", label === "status" ? null : text);

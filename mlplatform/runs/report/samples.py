@@ -10,6 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from mlplatform.data.fields import is_file
+
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"}
 SOUNDS = {".wav": "audio/wav", ".flac": "audio/flac", ".mp3": "audio/mpeg", ".ogg": "audio/ogg", ".m4a": "audio/mp4"}
 PREDICTIONS, LETTERS = 12, 3000
@@ -62,7 +64,7 @@ def evaluations(folder: Path, budget: Budget) -> list[dict[str, Any]]:
             metrics = dict(told["metrics"])
         except (OSError, ValueError, KeyError, TypeError):
             continue
-        shown = [_shown(line, budget) for line in _lines(part.parent / "predictions.jsonl")]
+        shown = [_shown(line, part.parent, budget) for line in _lines(part.parent / "predictions.jsonl")]
         about = {"name": part.parent.name, "split": told.get("split"), "changes": told.get("changes") or {}}
         found.append({**about, "metrics": metrics, "shown": shown})
     return found
@@ -77,21 +79,22 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return [line for line in found if isinstance(line, dict) and isinstance(line.get("prediction"), dict)]
 
 
-def _shown(line: dict[str, Any], budget: Budget) -> Shown:
-    """Return a line of predictions.jsonl for the page. Text stays text: nothing here is marked as safe."""
+def _shown(line: dict[str, Any], folder: Path, budget: Budget) -> Shown:
+    """Return a line of a folder's predictions.jsonl for the page. Text stays text: nothing is marked as safe."""
     given = {name: value for name, value in line.items() if name not in ("number", "place", "prediction")}
     predicted = dict(line["prediction"])
     shown = Shown(int(line.get("number", 0)), {}, {})
     for name, value in given.items():
-        suffix = Path(value).suffix.lower() if isinstance(value, str) and len(value) < 4096 else ""
-        if suffix in PICTURES and Path(value).is_file():
-            shown.picture, size = picture(Path(value), budget)
+        file = folder / value if isinstance(value, str) and is_file(folder / value) else Path()
+        suffix = file.suffix.lower()
+        if suffix in PICTURES:
+            shown.picture, size = picture(file, budget)
             shown.boxes = [
                 *boxes(given.get("objects"), size, "true"),
                 *boxes(predicted.get("objects"), size, "found"),
             ]
-        elif suffix in SOUNDS and Path(value).is_file():
-            shown.sound = budget.take(Path(value).read_bytes(), SOUNDS[suffix])
+        elif suffix in SOUNDS:
+            shown.sound = budget.take(file.read_bytes(), SOUNDS[suffix])
         elif name != "objects":
             shown.given[name] = text(value)
     shown.predicted = {name: text(value) for name, value in predicted.items() if name != "objects"}

@@ -1,4 +1,4 @@
-"""`mlplatform ui`: the same pages live, for this machine alone. Folders are read; nothing is ever written for a visitor.
+"""`mlplatform ui`: the same pages live, for this machine alone. Nothing is written for a visitor.
 
 A visitor's words never become a path: they are looked up among the runs there are. The Host header must name this
 machine, or a page elsewhere could read the answers through a name of its own that points here (DNS rebinding).
@@ -8,23 +8,32 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from markupsafe import Markup
+
 from mlplatform.errors import PlatformError, RunError
 from mlplatform.runs import metrics
 from mlplatform.runs.folder import runs_in
-from mlplatform.runs.index import known, name_of, rows
+from mlplatform.runs.index import known, name_of
 from mlplatform.runs.report import curves
 from mlplatform.runs.report.gather import gather
 from mlplatform.runs.report.page import environment, policy, render, source
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 HTML, JSON = "text/html; charset=utf-8", "application/json"
+HEADERS = {
+    "Cache-Control": "no-cache",
+    "Content-Security-Policy": "frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+SHOWN = ("run", "status", "steps", "metric", "best", "created", "error")
 MOST = 1 << 20
 """Bytes of a run's metrics read for one answer."""
 
@@ -77,7 +86,7 @@ class Handler(BaseHTTPRequestHandler):
             case [""]:
                 return listing(), HTML
             case ["runs.json"]:
-                return json.dumps(rows(self.server.outputs)), JSON
+                return json.dumps(listed(self.server.outputs)), JSON
             case ["points.json"]:
                 return json.dumps(points(self.server.outputs, dict(parse_qsl(query, keep_blank_values=True)))), JSON
             case [experiment] | [experiment, _]:
@@ -90,14 +99,11 @@ class Handler(BaseHTTPRequestHandler):
         mark = f'"{hashlib.sha256(body).hexdigest()[:24]}"'
         same = status == HTTPStatus.OK and self.headers.get("If-None-Match") == mark
         self.send_response(HTTPStatus.NOT_MODIFIED if same else status)
-        sent = {"ETag": mark, "Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
-        sent |= {
-            "Referrer-Policy": "no-referrer",
-            "Cross-Origin-Resource-Policy": "same-origin",
-            "X-Frame-Options": "DENY",
-        }
-        for name, value in ({} if same else {"Content-Type": kind, "Content-Length": str(len(body))} | sent).items():
-            self.send_header(name, value)
+        for header, value in {"ETag": mark, **HEADERS}.items():
+            self.send_header(header, value)
+        if not same:
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if not same and self.command == "GET":
             self.wfile.write(body)
@@ -106,12 +112,15 @@ class Handler(BaseHTTPRequestHandler):
         """Say nothing of each request."""
 
 
+def listed(outputs: Path) -> list[dict[str, Any]]:
+    """Return a row for each run; the same text as long as nothing changed."""
+    return [{name: row.get(name) for name in SHOWN} for row in known(outputs, runs_in(outputs))]
+
+
 def listing() -> str:
     """Return the page that lists the runs; its script fills it."""
     script, styles = source("runs.js"), source("page.css")
     template = environment().get_template("runs.html.j2")
-    from markupsafe import Markup
-
     return template.render(policy=policy([script], True), script=Markup(script), styles=Markup(styles))
 
 
@@ -136,25 +145,13 @@ def points(outputs: Path, asked: dict[str, str]) -> dict[str, Any]:
 
 
 def _after(folder: Path, mark: str) -> dict[str, Any]:
-    """Return the points after a mark `inode.offset`; all of them where the file was cut since, as on resume."""
-    inode, _, place = mark.partition(".")
-    offset = int(place) if place.isdecimal() else 0
-    try:
-        with (folder / metrics.FILE).open("rb") as file:
-            found = os.fstat(file.fileno())
-            anew = inode != str(found.st_ino) or offset > found.st_size
-            offset = 0 if anew else offset
-            file.seek(offset)
-            whole, _, _ = file.read(MOST).rpartition(b"\n")  # a line that is being written comes next time
-    except OSError:
-        return {"from": "", "anew": True, "curves": {}}
-    began = None if anew else _first_time(folder)
-    told = curves.columns(metrics.parsed(whole.decode(errors="replace")), began)
-    over = {name: {"x": x.astype(int).tolist(), "y": y.tolist()} for name, (x, y) in told.items()}
-    return {"from": f"{found.st_ino}.{offset + len(whole) + bool(whole)}", "anew": anew, "curves": over}
+    """Return the points after a mark; all of them where the file was written again since."""
+    rows, mark, anew = metrics.since(folder, mark, MOST)
+    told = curves.columns(rows, None if anew else _first_time(folder))
+    return {"from": mark, "anew": anew, "curves": {n: {"x": x.tolist(), "y": y.tolist()} for n, (x, y) in told.items()}}
 
 
 def _first_time(folder: Path) -> float | None:
     with (folder / metrics.FILE).open(encoding="utf-8", errors="replace") as file:
         first = metrics.parsed(file.readline())
-    return first[0]["time"] if first else None
+    return first[0].get("time") if first else None
