@@ -14,7 +14,14 @@ CONFIG = {"kind": "run", "model": {"kind": "single_tower", "trunk": {"dim": 32}}
 
 
 def made(
-    outputs: Path, name: str, *, experiment: str = "plays", lr: float = 0.01, seed: int = 0, steps: int = 60, **known: Any
+    outputs: Path,
+    name: str,
+    *,
+    experiment: str = "plays",
+    lr: float = 0.01,
+    seed: int = 0,
+    steps: int = 60,
+    **known: Any,
 ) -> Path:
     """Make a finished run whose losses fall, deterministically, to what its rate and seed decide."""
     folder = outputs / experiment / name

@@ -51,7 +51,7 @@ def test_twenty_runs_of_ten_thousand_points_are_under_half_a_megabyte(tmp_path: 
     assert "chosen by largest triangle" in page
 
 
-def test_the_command_writes_where_it_is_told_and_says_what_it_wrote(tmp_path: Path, capsys, monkeypatch) -> None:  # noqa: ANN001
+def test_the_command_writes_where_it_is_told_and_says_what_it_wrote(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     folders = sweep(tmp_path / "outputs")
     assert main(["report", "plays/"]) == 0
