@@ -138,7 +138,9 @@ def _train(folder: Path, experiment: Experiment | None, screen: Screen | None, w
         if screen is not None:
             _end(folder, result, experiment, task, screen)
     except BaseException as error:
-        kept.finish("preempted" if isinstance(error, Terminated | KeyboardInterrupt) else "failed")
+        stopped = isinstance(error, Terminated | KeyboardInterrupt)
+        scrub = Scrubber(secrets_of(folder).values())
+        kept.finish(*(("preempted",) if stopped else ("failed", scrub(f"{type(error).__name__}: {error}"))))
         raise
     kept.finish(result.status)
     return result.status
