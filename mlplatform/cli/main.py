@@ -20,6 +20,8 @@ CONFIG_DIR = Option(
     "config-dir", "FOLDER", "look for options here first, as in conf/ (may be given again)", repeat=True
 )
 JSON = Option("json", "", "print JSON")
+QUIET = Option("quiet", "", "print the run's folder alone, at the end; log.txt has the rest")
+LINES = Option("json", "", "print a JSON object for each event and each logged step")
 OUTPUTS = Option("outputs", "FOLDER", "where the runs are (outputs)")
 
 VERBS = [
@@ -28,7 +30,12 @@ VERBS = [
         "[OVERRIDES]",
         "train a model; with no overrides, a small Llama on Shakespeare",
         "mlplatform.cli.train:train",
-        (CONFIG_DIR, Option("dry-run", "", "check everything, build on the meta device, print what would run")),
+        (
+            CONFIG_DIR,
+            Option("dry-run", "", "check everything, build on the meta device, print what would run"),
+            QUIET,
+            LINES,
+        ),
         (
             "mlplatform train",
             "mlplatform train model=bert task=masked_lm",
@@ -36,7 +43,11 @@ VERBS = [
         ),
     ),
     Verb(
-        "resume", "[RUN]", "go on with a run that was stopped; without RUN, the last one", "mlplatform.cli.runs:resume"
+        "resume",
+        "[RUN]",
+        "go on with a run that was stopped; without RUN, the last one",
+        "mlplatform.cli.runs:resume",
+        (QUIET, LINES),
     ),
     Verb(
         "evaluate",

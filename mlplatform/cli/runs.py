@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -89,11 +90,11 @@ def resume(arguments: Arguments) -> None:
     name = [*arguments.plain(most=1), None][0]
     changes = {change.key_or_group: change.value() for change in parse(arguments.overrides())}
     folder = find(name, outputs(arguments))
-    from mlplatform.cli.train import after
+    choose_display(arguments)
+    from mlplatform.cli.train import ended
     from mlplatform.runs.resume import resume as resume_run
 
-    status = resume_run(folder, changes)
-    suggest(after(folder, status), "mlplatform ls")
+    ended(arguments, folder, resume_run(folder, changes))
 
 
 def evaluate(arguments: Arguments) -> None:
@@ -119,6 +120,51 @@ def evaluate(arguments: Arguments) -> None:
         kept = f"{done.predictions} predictions and the metrics" if done.predictions else "the metrics"
         print(f"{kept} are in {done.folder}/")
     suggest(f"mlplatform evaluate {folder} --split train", "mlplatform compare RUN RUN")
+
+
+def reproduce(arguments: Arguments) -> int:
+    """Run a recorded run again and compare; returns 1 when any logged number differs by a bit."""
+    from mlplatform.runs.folder import find
+
+    [name] = arguments.plain(most=1, least=1)
+    folder = find(name, outputs(arguments))
+    from mlplatform.runs.reproduce import reproduce as run_again
+
+    as_json = arguments.flag("json")
+    if as_json:
+        show_as("quiet")
+    found = run_again(folder, ["mlplatform", *sys.argv[1:]], (lambda line: None) if as_json else print)
+    print(json.dumps(found, indent=2, default=str) if as_json else _verdict(found))
+    suggest(f"mlplatform compare {folder} {found['again']}", f"mlplatform report {folder} {found['again']}")
+    return 0 if found["equal"] else 1
+
+
+def _verdict(found: dict[str, Any]) -> str:
+    """Say whether a repeated run was the same, and what could be why where it was not."""
+    lines = [f"same: {found['numbers']} numbers of {found['steps']} steps are equal bit for bit"]
+    if not found["equal"]:
+        first = "".join(
+            f"; first at step {o['step']}: {o['metric']} was {o['was']} and is {o['is']}" for o in found["first"]
+        )
+        lines = [f"different: {found['unequal']} of {found['numbers']} numbers of {found['steps']} steps{first or ''}"]
+    lines += [f"  {name}: was {was}, is {now}" for name, (was, now) in found["differs"].items()]
+    if not found["differs"]:
+        lines.append("  code, data, versions and hardware are those of the first run")
+    return "\n".join(lines)
+
+
+def choose_display(arguments: Arguments) -> None:
+    """Show a run as `--quiet` or `--json` ask, where they do."""
+    asked = [form for form in ("quiet", "json") if arguments.flag(form)]
+    if len(asked) > 1:
+        raise SpecError("--quiet and --json: take one of them")
+    for form in asked:
+        show_as(form)
+
+
+def show_as(form: str) -> None:
+    """Say how this process, and the ranks it starts, show a run's progress: `quiet` or `json`."""
+    os.environ["MLPLATFORM_DISPLAY"] = form
 
 
 def verify_resume(arguments: Arguments) -> int:

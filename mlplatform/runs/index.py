@@ -14,7 +14,7 @@ from mlplatform.runs.config_file import CONFIG, leaves, read_shown
 from mlplatform.runs.folder import RECORD, experiments_in, is_held, runs_in
 from mlplatform.runs.kept import Kept
 
-STATUSES = ("running", "finished", "failed", "preempted", "killed", "broken")
+STATUSES = ("queued", "starting", "running", "finished", "failed", "preempted", "cancelled", "killed", "broken")
 INNER = ("host", "created", "metrics", "seed")
 """What a kept row has beside what is shown."""
 

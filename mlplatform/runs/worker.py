@@ -24,7 +24,7 @@ from mlplatform.runs import metrics, record
 from mlplatform.runs.config_file import check_complete, read_config, read_shown, secrets_of
 from mlplatform.runs.experiment import Experiment
 from mlplatform.runs.folder import VARIABLE, held, spared
-from mlplatform.runs.screen import Screen
+from mlplatform.runs.screen import Screen, told
 from mlplatform.runs.secrets import Scrubber
 from mlplatform.runs.stopping import handling
 from mlplatform.runs.trackers import Recorders, trackers
@@ -111,7 +111,7 @@ def _train(folder: Path, experiment: Experiment | None, screen: Screen | None, w
         for name, tool in (("tokenizer", experiment.tools.tokenizer), ("processor", experiment.tools.processor)):
             if tool is not None and not (folder / name).is_dir():
                 tool.save(folder / name)
-        kept = Recorders(metrics.Metrics(folder), trackers(experiment.logger), screen.say)
+        kept = Recorders(metrics.Metrics(folder), [*trackers(experiment.logger), *told(screen)], screen.say)
         kept.start(folder, read_shown(folder))
     hugging_face = _hugging_face_config(task.model)
 

@@ -16,11 +16,11 @@ from mlplatform.runs.folder import write_whole
 from mlplatform.runs.trackers.tracker import need
 
 log = logging.getLogger(__name__)
-SECONDS_TO_END, LONGEST_WAIT = 30.0, 60.0
+SECONDS_TO_END, LONGEST_WAIT = 60.0, 60.0
 ID = "mlflow_run.txt"
 BATCH, LETTERS = 900, 6000
 """What MLflow takes at once: 1,000 metrics, and letters of one parameter."""
-PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 """Trying again is done here, where training does not wait for it."""
 STATUS = {"finished": "FINISHED", "preempted": "KILLED", "failed": "FAILED"}
 
@@ -51,6 +51,8 @@ class MLflow:
         """Begin sending, or go on with the same run of MLflow's."""
         for name, value in PATIENCE.items():
             os.environ.setdefault(name, value)
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.WARNING)  # the tables of a new file are no news
         self.folder, self.config = folder, config
         self.thread = threading.Thread(target=self._follow, name="mlflow", daemon=True)
         self.thread.start()

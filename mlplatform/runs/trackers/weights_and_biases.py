@@ -128,7 +128,7 @@ class WandB:
         import wandb
 
         files = sorted((self.folder / "samples").glob("*.txt"))[-SAMPLES:]
-        rows = [[file.stem, file.read_text(encoding="utf-8", errors="replace")] for file in files]
+        rows: list[Any] = [[file.stem, file.read_text(encoding="utf-8", errors="replace")] for file in files]
         if rows:
             self.run.log({"samples": wandb.Table(columns=["sample", "text"], data=rows)})
 
