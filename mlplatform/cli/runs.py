@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mlplatform.cli.arguments import Arguments, suggest
 from mlplatform.errors import SpecError, did_you_mean, listing
 
+DISPLAY = "MLPLATFORM_DISPLAY"
 SPLITS = ("train", "validation", "test")
 AGES = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
@@ -90,11 +93,12 @@ def resume(arguments: Arguments) -> None:
     name = [*arguments.plain(most=1), None][0]
     changes = {change.key_or_group: change.value() for change in parse(arguments.overrides())}
     folder = find(name, outputs(arguments))
-    choose_display(arguments)
     from mlplatform.cli.train import ended
     from mlplatform.runs.resume import resume as resume_run
 
-    ended(arguments, folder, resume_run(folder, changes))
+    with shown_as(display_asked(arguments)):
+        status = resume_run(folder, changes)
+    ended(arguments, folder, status)
 
 
 def evaluate(arguments: Arguments) -> None:
@@ -131,9 +135,8 @@ def reproduce(arguments: Arguments) -> int:
     from mlplatform.runs.reproduce import reproduce as run_again
 
     as_json = arguments.flag("json")
-    if as_json:
-        show_as("quiet")
-    found = run_again(folder, ["mlplatform", *sys.argv[1:]], (lambda line: None) if as_json else print)
+    with shown_as("quiet" if as_json else None):
+        found = run_again(folder, ["mlplatform", *sys.argv[1:]], (lambda line: None) if as_json else print)
     print(json.dumps(found, indent=2, default=str) if as_json else _verdict(found))
     suggest(f"mlplatform compare {folder} {found['again']}", f"mlplatform report {folder} {found['again']}")
     return 0 if found["equal"] else 1
@@ -153,18 +156,26 @@ def _verdict(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def choose_display(arguments: Arguments) -> None:
-    """Show a run as `--quiet` or `--json` ask, where they do."""
+@contextlib.contextmanager
+def shown_as(form: str | None) -> Iterator[None]:
+    """Have this process, and the ranks it starts, show runs as `quiet` or `json` meanwhile; None changes nothing."""
+    before = os.environ.get(DISPLAY)
+    if form:
+        os.environ[DISPLAY] = form
+    try:
+        yield
+    finally:
+        if form:
+            os.environ.pop(DISPLAY)
+            os.environ |= {DISPLAY: before} if before is not None else {}
+
+
+def display_asked(arguments: Arguments) -> str | None:
+    """Return what `--quiet` or `--json` ask for."""
     asked = [form for form in ("quiet", "json") if arguments.flag(form)]
     if len(asked) > 1:
         raise SpecError("--quiet and --json: take one of them")
-    for form in asked:
-        show_as(form)
-
-
-def show_as(form: str) -> None:
-    """Say how this process, and the ranks it starts, show a run's progress: `quiet` or `json`."""
-    os.environ["MLPLATFORM_DISPLAY"] = form
+    return asked[0] if asked else None
 
 
 def verify_resume(arguments: Arguments) -> int:

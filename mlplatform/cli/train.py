@@ -13,7 +13,7 @@ from mlplatform.cli.compose import Composed, compose_model
 from mlplatform.cli.config import composed
 from mlplatform.cli.departures import told_apart
 from mlplatform.cli.library import Library
-from mlplatform.cli.runs import choose_display
+from mlplatform.cli.runs import display_asked, shown_as
 from mlplatform.errors import SpecError
 
 
@@ -25,7 +25,7 @@ def train(arguments: Arguments) -> int:
         print(dry_run(result, arguments))
         suggest(arguments.again("train"), arguments.again("data show"))
         return 0
-    choose_display(arguments)
+    display = display_asked(arguments)
     from mlplatform.runs.launch import prepare, start
 
     with result.located():
@@ -36,7 +36,9 @@ def train(arguments: Arguments) -> int:
             from_environment=result.from_environment,
             sizes=lambda: sizes(arguments),
         )
-    ended(arguments, folder, start(folder, experiment))
+    with shown_as(display):
+        status = start(folder, experiment)
+    ended(arguments, folder, status)
     return 0
 
 

@@ -68,8 +68,7 @@ def summary(folder: Path, record: dict[str, Any], sample: str | None) -> list[st
     held_out = {name: value for name, value in values.items() if name.startswith("validation/")}
     order = sorted(held_out, key=lambda name: (name != "validation/loss", name))
     figures = ", ".join(f"{name.partition('/')[2].replace('_', ' ')} {held_out[name]:.4f}" for name in order)
-    took = record.get("seconds", 0.0)
-    lines = [f"{record['status']} after {record['steps']} steps, {took:.0f} s of training"]
+    lines = [f"{record['status']} after {record['steps']} steps, {took(record.get('seconds', 0.0))} of training"]
     if figures:
         lines.append(f"validation  {figures}" + (f"   (best at step {best['step']})" if best else ""))
     if sample:

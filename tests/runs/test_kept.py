@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -113,13 +112,11 @@ for _ in range(30):
     low = min(found)
 """
     readers = [subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True) for _ in range(3)]
-    stop = threading.Event()
     value = 0.0
     while any(reader.poll() is None for reader in readers):
         value += 1
         for folder in folders:
             record.update(folder, metrics={"validation/loss": value})
-    stop.set()
     assert [(reader.wait(), reader.communicate()[1]) for reader in readers] == [(0, "")] * 3
     assert losses(tmp_path) == [value] * 20
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,16 +9,13 @@ import yaml
 from tiny_runs import finished, prepared
 
 from mlplatform.errors import RunError
-from mlplatform.runs import metrics, record
+from mlplatform.runs import record
 from mlplatform.runs.reproduce import compared, reproduce
 
 
-def test_a_run_is_repeated_bit_for_bit_into_an_experiment_of_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_is_repeated_bit_for_bit_into_an_experiment_of_its_own(tmp_path: Path) -> None:
     folder = finished(tmp_path)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    monkeypatch.chdir(tmp_path)
     said: list[str] = []
     found = reproduce(folder, ["mlplatform", "reproduce", str(folder)], said.append)
     again = Path(found["again"])
@@ -74,5 +70,4 @@ def test_the_hash_of_the_source_changes_with_it(tmp_path: Path, monkeypatch: pyt
     second = record.source()
     (tmp_path / "a.py").rename(tmp_path / "b.py")
     assert len({first, second, record.source()}) == 3
-    assert json.dumps(first) and len(first) == 16
-    assert metrics.read(tmp_path) == []
+    assert len(first) == 16
