@@ -97,7 +97,7 @@ def _shown(line: dict[str, Any], folder: Path, budget: Budget) -> Shown:
             shown.sound = budget.take(file.read_bytes(), SOUNDS[suffix])
         elif name != "objects":
             shown.given[name] = text(value)
-    shown.predicted = {name: text(value) for name, value in predicted.items() if name != "objects"}
+    shown.predicted = {name: text(value) or "(nothing)" for name, value in predicted.items() if name != "objects"}
     return shown
 
 
