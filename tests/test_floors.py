@@ -43,6 +43,7 @@ THIRD_PARTIES = {
     "pyarrow": {"data", "cli"},
     "wandb": {"runs", "training", "cli"},
     "tensorboard": {"runs", "training", "cli"},
+    "mlflow": {"runs"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -20,6 +20,8 @@ CONFIG_DIR = Option(
     "config-dir", "FOLDER", "look for options here first, as in conf/ (may be given again)", repeat=True
 )
 JSON = Option("json", "", "print JSON")
+QUIET = Option("quiet", "", "print the run's folder alone, at the end; log.txt has the rest")
+LINES = Option("json", "", "print a JSON object for each event and each logged step")
 OUTPUTS = Option("outputs", "FOLDER", "where the runs are (outputs)")
 
 VERBS = [
@@ -28,7 +30,12 @@ VERBS = [
         "[OVERRIDES]",
         "train a model; with no overrides, a small Llama on Shakespeare",
         "mlplatform.cli.train:train",
-        (CONFIG_DIR, Option("dry-run", "", "check everything, build on the meta device, print what would run")),
+        (
+            CONFIG_DIR,
+            Option("dry-run", "", "check everything, build on the meta device, print what would run"),
+            QUIET,
+            LINES,
+        ),
         (
             "mlplatform train",
             "mlplatform train model=bert task=masked_lm",
@@ -36,7 +43,11 @@ VERBS = [
         ),
     ),
     Verb(
-        "resume", "[RUN]", "go on with a run that was stopped; without RUN, the last one", "mlplatform.cli.runs:resume"
+        "resume",
+        "[RUN]",
+        "go on with a run that was stopped; without RUN, the last one",
+        "mlplatform.cli.runs:resume",
+        (QUIET, LINES),
     ),
     Verb(
         "evaluate",
@@ -51,8 +62,43 @@ VERBS = [
         ),
         ("mlplatform evaluate last --split test", "mlplatform evaluate sentiment/last data.test=more.jsonl"),
     ),
-    Verb("ls", "", "list the runs under outputs/", "mlplatform.cli.runs:ls", (JSON,)),
-    Verb("compare", "RUN RUN", "show what differs between two runs", "mlplatform.cli.runs:compare", (JSON,)),
+    Verb(
+        "ls",
+        "[EXPERIMENT]",
+        "list the runs under outputs/",
+        "mlplatform.cli.runs:ls",
+        (
+            OUTPUTS,
+            JSON,
+            Option("status", "NAME", "only running, finished, failed, preempted, killed or broken runs"),
+            Option("sort", "METRIC", "smallest value first; -METRIC: largest first"),
+            Option("limit", "N", "the newest N, or the first N when sorted"),
+        ),
+        ("mlplatform ls digits/ --sort -accuracy --limit 5", "mlplatform ls --status failed"),
+    ),
+    Verb("compare", "RUN RUN", "show what differs between two runs", "mlplatform.cli.runs:compare", (OUTPUTS, JSON)),
+    Verb(
+        "report",
+        "RUN|EXPERIMENT/ ...",
+        "write a page one can look at: curves, differences, samples, how to make it again; one offline file",
+        "mlplatform.cli.report:report",
+        (OUTPUTS, Option("into", "FILE", "where it goes (report.html in the run's or experiment's folder)")),
+        ("mlplatform report last", "mlplatform report digits/ --into digits.html"),
+    ),
+    Verb(
+        "ui",
+        "",
+        "serve the runs' pages on this machine, following the runs that go on",
+        "mlplatform.cli.ui:ui",
+        (OUTPUTS, Option("port", "N", "of 127.0.0.1 (8765); 0 takes a free one")),
+    ),
+    Verb(
+        "reproduce",
+        "RUN",
+        "run a recorded run again from its folder alone, and say whether every metric is the same bit for bit",
+        "mlplatform.cli.runs:reproduce",
+        (OUTPUTS, JSON),
+    ),
     Verb(
         "verify-resume",
         "[OVERRIDES]",

@@ -13,6 +13,7 @@ from mlplatform.cli.compose import Composed, compose_model
 from mlplatform.cli.config import composed
 from mlplatform.cli.departures import told_apart
 from mlplatform.cli.library import Library
+from mlplatform.cli.runs import display_asked, shown_as
 from mlplatform.errors import SpecError
 
 
@@ -24,6 +25,7 @@ def train(arguments: Arguments) -> int:
         print(dry_run(result, arguments))
         suggest(arguments.again("train"), arguments.again("data show"))
         return 0
+    display = display_asked(arguments)
     from mlplatform.runs.launch import prepare, start
 
     with result.located():
@@ -34,9 +36,18 @@ def train(arguments: Arguments) -> int:
             from_environment=result.from_environment,
             sizes=lambda: sizes(arguments),
         )
-    status = start(folder, experiment)
-    suggest(after(folder, status), "mlplatform ls")
+    with shown_as(display):
+        status = start(folder, experiment)
+    ended(arguments, folder, status)
     return 0
+
+
+def ended(arguments: Arguments, folder: Path, status: str) -> None:
+    """Say what comes next after a session; `--quiet` prints the folder alone, `--json` nothing more."""
+    if arguments.flag("quiet"):
+        print(folder)
+    elif not arguments.flag("json"):
+        suggest(after(folder, status), f"mlplatform report {folder}", "mlplatform ls")
 
 
 def after(folder: Path, status: str) -> str:

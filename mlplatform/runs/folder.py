@@ -49,9 +49,30 @@ def create(outputs: Path, experiment: str, now: float | None = None) -> Path:
     raise RunError(f"{parent}: ten thousand runs started in this second")
 
 
-def runs_in(outputs: Path) -> list[Path]:
-    """Return every run folder under `outputs`, oldest first by name."""
-    return sorted((record.parent for record in outputs.glob(f"*/*/{RECORD}")), key=lambda p: (p.name, str(p)))
+def runs_in(outputs: Path, experiment: str | None = None) -> list[Path]:
+    """Return every run folder under `outputs`, or those of one experiment, oldest first by name."""
+    experiments = [experiment] if experiment is not None else experiments_in(outputs)
+    found = [
+        (name, experiment)
+        for experiment in experiments
+        for name in _folders(outputs / experiment)
+        if os.path.isfile(f"{outputs}/{experiment}/{name}/{RECORD}")  # noqa: PTH113  (for ten thousand runs)
+    ]
+    return [outputs / experiment / name for name, experiment in sorted(found)]
+
+
+def experiments_in(outputs: Path) -> list[str]:
+    """Return the names of the experiments' folders under `outputs`."""
+    return sorted(_folders(outputs))
+
+
+def _folders(parent: Path) -> list[str]:
+    """Return the names of the folders in a folder; none where it is no folder."""
+    try:
+        with os.scandir(parent) as entries:
+            return [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
+    except OSError:
+        return []
 
 
 def find(name: str | None, outputs: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlplatform.errors import RunError
+from mlplatform.places import PACKAGE
 from mlplatform.runs.folder import RECORD, write_whole
 
 SCHEMA = 1
@@ -75,6 +77,7 @@ def begin(folder: Path, experiment: str, seed: int, argv: list[str], devices: in
         devices=devices,
         host=socket.gethostname(),
         git={"commit": commit, "dirty": dirty},
+        source=source(),
         versions=versions(),
         data=data,
         sessions=[],
@@ -94,6 +97,14 @@ def git_state(folder: Path) -> tuple[str | None, bool | None]:
         return commit.stdout.strip(), bool(changed.stdout.strip())
     except (OSError, subprocess.TimeoutExpired):
         return None, None
+
+
+def source() -> str:
+    """Return a hash of the library's own files: it tells changes that no commit has, and wheels of one version."""
+    found = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        found.update(f"{path.relative_to(PACKAGE).as_posix()}\0".encode() + path.read_bytes())
+    return found.hexdigest()[:16]
 
 
 def versions() -> dict[str, str]:

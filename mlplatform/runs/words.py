@@ -16,6 +16,17 @@ def count(number: float) -> str:
     return f"{number:.0f}"
 
 
+def took(seconds: float | None) -> str:
+    """Return `45 s`, `12 min 5 s`, `3 h 20 min`."""
+    if seconds is None:
+        return "?"
+    whole = round(seconds)
+    for size, unit, small, name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // small} {name}"
+    return f"{whole} s"
+
+
 def banner(folder: Path, record: dict[str, Any], config: dict[str, Any], resumed: int) -> list[str]:
     """Return the lines a run starts with: where it goes, model, data, how it trains."""
     trunk, optimizer = config["model"].get("trunk", {}), config["optimizer"]
@@ -57,8 +68,7 @@ def summary(folder: Path, record: dict[str, Any], sample: str | None) -> list[st
     held_out = {name: value for name, value in values.items() if name.startswith("validation/")}
     order = sorted(held_out, key=lambda name: (name != "validation/loss", name))
     figures = ", ".join(f"{name.partition('/')[2].replace('_', ' ')} {held_out[name]:.4f}" for name in order)
-    took = record.get("seconds", 0.0)
-    lines = [f"{record['status']} after {record['steps']} steps, {took:.0f} s of training"]
+    lines = [f"{record['status']} after {record['steps']} steps, {took(record.get('seconds', 0.0))} of training"]
     if figures:
         lines.append(f"validation  {figures}" + (f"   (best at step {best['step']})" if best else ""))
     if sample:

@@ -25,7 +25,7 @@ from mlplatform.runs import metrics, record
 from mlplatform.runs.config_file import check_complete, read_config, read_shown, secrets_of
 from mlplatform.runs.experiment import Experiment
 from mlplatform.runs.folder import VARIABLE, held, spared
-from mlplatform.runs.screen import Screen
+from mlplatform.runs.screen import Screen, told
 from mlplatform.runs.secrets import Scrubber
 from mlplatform.runs.stopping import handling
 from mlplatform.runs.trackers import Recorders, trackers
@@ -112,7 +112,7 @@ def _train(folder: Path, experiment: Experiment | None, screen: Screen | None, w
         for name, tool in (("tokenizer", experiment.tools.tokenizer), ("processor", experiment.tools.processor)):
             if tool is not None and not (folder / name).is_dir():
                 tool.save(folder / name)
-        kept = Recorders(metrics.Metrics(folder), trackers(experiment.logger), screen.say)
+        kept = Recorders(metrics.Metrics(folder), [*trackers(experiment.logger), *told(screen)], screen.say)
         kept.start(folder, read_shown(folder))
     hugging_face = _hugging_face_config(task.model)
 
@@ -140,7 +140,9 @@ def _train(folder: Path, experiment: Experiment | None, screen: Screen | None, w
         if screen is not None:
             _end(folder, result, experiment, task, screen)
     except BaseException as error:
-        kept.finish("preempted" if isinstance(error, Terminated | KeyboardInterrupt) else "failed")
+        stopped = isinstance(error, Terminated | KeyboardInterrupt)
+        scrub = Scrubber(secrets_of(folder).values())
+        kept.finish(*(("preempted",) if stopped else ("failed", scrub(f"{type(error).__name__}: {error}"))))
         raise
     kept.finish(result.status)
     return result.status
