@@ -85,11 +85,10 @@ def resume(arguments: Arguments) -> None:
     name = [*arguments.plain(most=1), None][0]
     changes = {change.key_or_group: change.value() for change in parse(arguments.overrides())}
     folder = find(name, outputs(arguments))
-    from mlplatform.cli.train import after
+    from mlplatform.cli.train import say_next
     from mlplatform.runs.resume import resume as resume_run
 
-    status = resume_run(folder, changes)
-    suggest(after(folder, status), "mlplatform ls")
+    say_next(folder, resume_run(folder, changes))
 
 
 def evaluate(arguments: Arguments) -> None:

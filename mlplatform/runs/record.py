@@ -27,7 +27,7 @@ PACKAGES = (
     "numpy",
     "wandb",
 )
-Status = Literal["running", "finished", "failed", "preempted"]
+Status = Literal["queued", "running", "finished", "failed", "preempted", "cancelled"]
 
 
 def read(folder: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from mlplatform.training.progress import Display, Quiet, display
 from mlplatform.training.rng import Randomness
 from mlplatform.training.settings import TrainerSettings
 from mlplatform.training.signals import StopSignals
-from mlplatform.training.strategies import Place
+from mlplatform.training.strategies import Accelerator, Place
 from mlplatform.training.trainable import Batches, Recorder
 
 UNKNOWN_EPOCH = 1e6
@@ -47,17 +47,26 @@ class Result:
     checkpoint: Path | None
 
 
-def preflight(trainer: Spec, strategy: Spec, schedule: Spec | None = None) -> Place:
-    """Check that this machine can run as configured, before anything is built; return where the process stands.
+def preflight(
+    trainer: Spec,
+    strategy: Spec,
+    schedule: Spec | None = None,
+    find: Callable[[Accelerator, int], Place] = Place.find,
+) -> Place:
+    """Check that a run can run as configured, before anything is built; return where the process stands.
+
+    Args:
+        find: returns the place for an accelerator and a number of devices: on this machine, if nobody says otherwise.
 
     Raises:
         SpecError: devices, strategy or precision that this machine doesn't have, or lengths that don't fit together
             (those in epochs are checked when the data is there).
     """
     settings: TrainerSettings = trainer.build()
-    place = Place.find(settings.accelerator, settings.devices)
+    place = find(settings.accelerator, settings.devices)
     strategy.build().check(place)
-    precision.check(settings.precision, place.device)
+    if place.device == "cpu" or torch.cuda.is_available():  # without any, the run is meant for another machine
+        precision.check(settings.precision, place.device)
     plan, shape = settings.plan(UNKNOWN_EPOCH), schedule.build() if schedule is not None else None
     if shape is not None and "epoch" not in f"{trainer.data} {schedule.data if schedule else ''}":
         shape.bind(plan.whole, UNKNOWN_EPOCH)
