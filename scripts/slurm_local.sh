@@ -45,8 +45,8 @@ SlurmctldPort=$port
 SlurmUser=root
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 AuthType=auth/munge
-# Until cred_expire is over (two minutes by itself) a requeued job does not start again.
-AuthInfo=socket=$home/munge.socket,cred_expire=4
+# So long a requeued job waits (two minutes by itself; less than 5 seconds are not allowed).
+AuthInfo=socket=$home/munge.socket,cred_expire=5
 StateSaveLocation=$home/state
 SlurmdSpoolDir=$home/spool.%n
 SlurmctldPidFile=$home/slurmctld.pid

@@ -131,11 +131,8 @@ def results_table(folders: list[Path]) -> str:
     for folder in folders:
         known = record.read(folder)
         loss = (known.get("metrics") or {}).get("validation/loss")
-        best = [
-            f"{name.partition('/')[2]} {value:.4f}"
-            for name, value in (known.get("best") or {}).items()
-            if name != "step"
-        ]
-        numbers = (str(known["steps"]), "" if loss is None else f"{loss:.4f}", *(best or [""])[:1])
-        rows.append((str(folder), " ".join(known["varied"]), known["status"], *numbers))
+        chosen = [(name, value) for name, value in (known.get("best") or {}).items() if name != "step"]
+        best = [f"{name.partition('/')[2]} {value:.4f}" for name, value in chosen]
+        numbers = (str(known["steps"]), "" if loss is None else f"{loss:.4f}", "".join(best))
+        rows.append((str(folder), shlex.join(known["varied"]), known["status"], *numbers))
     return table(rows)

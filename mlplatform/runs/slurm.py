@@ -99,6 +99,6 @@ def _past(number: str) -> Job:
             said = ask("scontrol", "--oneliner", "show", "job", number)
         except RunError:
             return Job(GONE)
-        words = dict(word.partition("=")[::2] for word in said.split())
+        words = {key: value for key, _, value in (word.partition("=") for word in said.split())}
         state, code = words.get("JobState", GONE), words.get("ExitCode", "")
     return Job(state.split()[0], f"exit code {code}" if code not in ("", "0:0") else "") if state else Job(GONE)

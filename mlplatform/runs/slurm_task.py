@@ -37,14 +37,15 @@ def begin(environment: MutableMapping[str, str]) -> None:
 def end(folder: Path, status: record.Status) -> None:
     """Put a preempted run's job back into the queue, unless somebody cancelled it. Outside our jobs nothing happens.
 
-    Always asked for, also where Slurm preempts: it takes a job that leaves within its grace time for completed.
+    Asked for also where Slurm preempts: it takes a job that leaves within its grace time for completed. A job that is
+    no longer running was cancelled by scancel, which a requeue would undo, or is on its way into the queue already.
     """
     if BY_SLURM not in os.environ or status != "preempted" or os.environ.get("RANK", "0") != "0":
         return
     job = os.environ["SLURM_JOB_ID"]
-    if cancelled(folder) or "JobState=CANCELLED" in _scontrol("show", "job", "--oneliner", job):
+    if cancelled(folder):
         record.update(folder, status="cancelled")
-    elif os.environ[BY_SLURM] == "requeue":
+    elif os.environ[BY_SLURM] == "requeue" and "JobState=RUNNING" in _scontrol("show", "job", "--oneliner", job):
         print(f"{folder}: saved; job {job} goes back into the queue", flush=True)
         if said := _scontrol("requeue", job):
             print(f"scontrol requeue {job}: {said}", file=sys.stderr)

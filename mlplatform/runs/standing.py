@@ -16,7 +16,7 @@ from mlplatform.runs import metrics, record, slurm
 from mlplatform.runs.config_file import read_shown
 from mlplatform.runs.folder import CANCELLED, LOCK, cancelled, is_held
 
-OPEN = ("queued", "running", "preempted")
+OPEN = ("queued", "starting", "running", "preempted")
 BY_JOB = {
     "COMPLETED": "killed",  # it ended well, and its record says that it runs: something ended its processes
     "CANCELLED": "cancelled",
@@ -57,6 +57,8 @@ def _one(folder: Path, known: dict[str, Any], jobs: dict[str, slurm.Job]) -> dic
 def _by_job(folder: Path, status: str, error: str | None, job: slurm.Job) -> tuple[str, str | None]:
     """Return the status and the error of a run whose record is open, by its job's state."""
     if not job.ended:
+        if status != "running" and job.state == "RUNNING":
+            return "starting", error
         return ("queued" if job.state == "PENDING" else status), error
     if cancelled(folder) or job.state == "CANCELLED":
         return "cancelled", None
