@@ -105,7 +105,14 @@ def test_an_array_runs_the_code_that_was_submitted(cluster: None, tmp_path: Path
     for name in ("mlplatform", "conf", "recipes"):
         shutil.copytree(TOP / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
     work.mkdir()
-    words = [*SMALL, *ONCE, "data=jsonl", f"data.path={scenes(tmp_path)}", "launcher=slurm", "launcher.options=[--hold]"]
+    words = [
+        *SMALL,
+        *ONCE,
+        "data=jsonl",
+        f"data.path={scenes(tmp_path)}",
+        "launcher=slurm",
+        "launcher.options=[--hold]",
+    ]
     command = [sys.executable, "-m", "mlplatform.cli.main", "train", "--multirun", *words, "optimizer.lr=1e-3,3e-3"]
     environment = {**os.environ, "PYTHONPATH": str(checkout)}
     done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True)

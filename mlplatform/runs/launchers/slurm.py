@@ -147,9 +147,9 @@ class Slurm:
             raise SpecError(problems=[("launcher.setup", told)])
         asked = {
             "job-name": f"{shown.get('experiment', 'default')}-{home.name}",
-            "output": _path(home) + ("/" + OUTPUT if array is None else "/%a.txt"),
+            "output": _quoted(str(home).replace("%", "%%") + f"/{'%a.txt' if array else OUTPUT}"),
             "open-mode": "append",
-            "chdir": _path(Path.cwd()),
+            "chdir": _quoted(str(Path.cwd())),
             "array": None if array is None else f"0-{array - 1}" + (f"%{self.at_once}" if self.at_once else ""),
             "partition": self.partition,
             "account": self.account,
@@ -202,9 +202,8 @@ def seconds(text: str) -> int:
     raise SpecError(problems=[("launcher.time", f"'{text}' is no time; write it as {TIMES}")])
 
 
-def _path(path: Path) -> str:
-    """Return a path as an #SBATCH line takes it, where % stands before what Slurm fills in."""
-    text = str(path).replace("%", "%%")
+def _quoted(text: str) -> str:
+    """Return a value as an #SBATCH line takes it."""
     return f'"{text}"' if " " in text else text
 
 
