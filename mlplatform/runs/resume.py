@@ -24,9 +24,9 @@ CHANGEABLE = (
     "batch.workers",
     "batch.timeout",
     "strategy.kind",
-    "launcher.",
+    "launcher.*",
 )
-"""Keys that don't change what the run computes up to its old end; `launcher.` are all below it."""
+"""Keys that don't change what the run computes up to its old end."""
 
 
 def resume(folder: Path, changes: dict[str, Any]) -> record.Status:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import shutil
 import subprocess
@@ -82,8 +81,7 @@ def jobs(numbers: Iterable[str]) -> dict[str, Job]:
     if not wanted:
         return {}
     found = {}
-    user = f"--user={getpass.getuser()}"
-    for line in ask("squeue", "--noheader", "--array", user, "--format=%i|%T|%r|%N").splitlines():
+    for line in ask("squeue", "--noheader", "--array", "--me", "--format=%i|%T|%r|%N").splitlines():
         number, state, reason, nodes = line.split("|", 3)
         found[number] = Job(state, nodes or ("" if reason == "None" else reason))
     return {number: found.get(number) or _past(number) for number in wanted}
