@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from mlplatform.cli.arguments import Arguments, suggest
@@ -39,36 +42,36 @@ def grid(tokens: Iterable[str], config_dirs: Iterable[str] = ()) -> tuple[list[l
     Raises:
         SpecError: bad syntax, a sweep that is no list of values, or nothing that varies.
     """
-    library, varied, parsed = Library(config_dirs), [], []
+    library = Library(config_dirs)
     parser = OverridesParser.create(config_loader=_Options(library))  # type: ignore[arg-type]
+    fixed, swept = [], []
     for token in tokens:
         try:
             [override] = parser.parse_overrides([token])
-            if override.is_sweep_override():
-                if not override.is_discrete_sweep():
-                    told = "--multirun takes lists of values: a,b, range(...), choice(...) or glob(...)"
-                    raise SpecError(f"{token}: {told}")
-                if not list(override.sweep_string_iterator()):
-                    raise SpecError(
-                        f"{token}: matches nothing; there are {listing(library.options(override.key_or_group))}"
-                    )
-                varied.append(override.get_key_element())
         except HydraException as error:
             raise syntax_error(token, error) from None
-        parsed.append((token, override))
-    if not varied:
+        if not override.is_sweep_override():
+            fixed.append(token)
+            continue
+        if not override.is_discrete_sweep():
+            raise SpecError(f"{token}: --multirun takes lists of values: a,b, range(...), choice(...) or glob(...)")
+        if _count(override) == 0:
+            raise SpecError(f"{token}: matches nothing; there are {listing(library.options(override.key_or_group))}")
+        swept.append(override)
+    if not swept:
         raise SpecError("--multirun: nothing varies; give several values, such as optimizer.lr=1e-3,3e-3 seed=range(3)")
-    if doubled := [key for key in varied if varied.count(key) > 1]:
+    keys = [override.get_key_element() for override in swept]
+    if doubled := [key for key in keys if keys.count(key) > 1]:
         raise SpecError(f"{doubled[0]} is given several values twice; write them as one list")
-    size = 1
-    for _, override in parsed:
-        size *= len(list(override.sweep_string_iterator())) if override.is_sweep_override() else 1
-    if size > MOST:
-        raise SpecError(f"--multirun: {size:,} runs are more than {MOST:,}; take fewer values")
-    swept = [override for _, override in parsed if override.is_sweep_override()]
+    if (size := math.prod(_count(override) for override in swept)) > MOST:
+        raise SpecError(f"--multirun: {size:,} runs and more are over {MOST:,}; take fewer values")
     [points] = BasicSweeper.split_arguments(swept, max_batch_size=None)
-    fixed = [token for token, override in parsed if not override.is_sweep_override()]
     return [[*fixed, *point] for point in points], points
+
+
+def _count(override: Override) -> int:
+    """Return how many values an override has, as far as it matters."""
+    return sum(1 for _ in islice(override.sweep_string_iterator(), MOST + 1))
 
 
 def multirun(arguments: Arguments) -> int:

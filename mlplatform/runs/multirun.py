@@ -15,7 +15,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from mlplatform.errors import PlatformError, RunError
 from mlplatform.runs import record
 from mlplatform.runs.config_file import read_config
 from mlplatform.runs.folder import OUTPUT, cancelled, create, write_whole
-from mlplatform.runs.snapshot import CODE
+from mlplatform.runs.snapshot import environment
 from mlplatform.runs.stopping import handling
 from mlplatform.runs.submit import freeze, launcher_of, submit
 
@@ -80,6 +79,8 @@ def begin(folders: Sequence[Path], argv: Sequence[str]) -> Path:
     config = read_config(folders[0])
     home = create(Path(config.get("outputs", "outputs"), config.get("experiment", "default")), GROUP)
     _write(home, argv=list(argv), created=time.time(), runs=[os.path.relpath(folder, home) for folder in folders])
+    for folder in folders:
+        record.update(folder, multirun=home.name)
     return home
 
 
@@ -113,7 +114,7 @@ def queue(home: Path, folders: Sequence[Path]) -> str:
 def run_here(folders: Sequence[Path], say: Callable[[str], None]) -> None:
     """Run prepared folders in processes of their own, `launcher.at_once` at a time; a failure stops no other.
 
-    The first SIGINT or SIGTERM goes to those that run, which save, and the others are cancelled.
+    The first SIGINT or SIGTERM goes to those that run, which save, and the others are cancelled; the next one kills.
     """
     config = read_config(folders[0])
     at_once, devices = launcher_of(config).at_once, config["trainer"].get("devices", 1)
@@ -123,22 +124,14 @@ def run_here(folders: Sequence[Path], say: Callable[[str], None]) -> None:
 
     def stop(number: int, _: Any) -> None:
         stopped.append(number)
-        for process in running.values():
-            process.send_signal(signal.SIGTERM)
+        for process in running.values():  # torchrun's parent has ranks to kill itself
+            process.kill() if stopped[1:] and devices == 1 else process.terminate()
 
-    with ExitStack() as files, handling(stop, signal.SIGINT, signal.SIGTERM):
+    with handling(stop, signal.SIGINT, signal.SIGTERM):
         while running or (waiting and not stopped):
             while waiting and len(running) < at_once and not stopped:
-                folder = waiting.pop(0)
-                if not cancelled(folder):
-                    said = files.enter_context((folder / OUTPUT).open("ab"))
-                    running[folder] = subprocess.Popen(
-                        _command(folder),
-                        env=_environment(folder, threads),
-                        stdout=said,
-                        stderr=said,
-                        start_new_session=True,
-                    )
+                if not cancelled(folder := waiting.pop(0)):
+                    running[folder] = _start(folder, threads)
                     say(f"{folder}: starts")
             for folder in [folder for folder, process in running.items() if process.poll() is not None]:
                 say(f"{folder}: {_outcome(folder, running.pop(folder).returncode)}")
@@ -147,22 +140,20 @@ def run_here(folders: Sequence[Path], say: Callable[[str], None]) -> None:
         record.update(folder, status="cancelled")
 
 
-def _command(folder: Path) -> list[str]:
-    return [sys.executable, "-m", "mlplatform.cli.main", "resume", str(folder.resolve())]
-
-
-def _environment(folder: Path, threads: int) -> dict[str, str]:
-    """Return the environment of a run whose code is the copy in its folder."""
-    code = str((folder / CODE).resolve())
-    path = os.pathsep.join(filter(None, [code, os.environ.get("PYTHONPATH")]))
-    own = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
-    return {**os.environ, **own, "OMP_NUM_THREADS": str(threads)}
+def _start(folder: Path, threads: int) -> subprocess.Popen[bytes]:
+    """Start a run's own process, on the code in its folder; what it says goes there too."""
+    command = [sys.executable, "-m", "mlplatform.cli.main", "resume", str(folder.resolve())]
+    variables = {**os.environ, **environment(folder), "OMP_NUM_THREADS": str(threads)}
+    with (folder / OUTPUT).open("ab") as said:
+        return subprocess.Popen(command, env=variables, stdout=said, stderr=said, start_new_session=True)
 
 
 def _outcome(folder: Path, code: int) -> str:
     """Return the status of a run whose process has ended; one that could not say how it ended has failed."""
     known = record.read(folder)
-    if known["status"] in ("queued", "running"):
+    if known["status"] in ("queued", "running") and code == -signal.SIGTERM:  # before its first step
+        known = record.update(folder, status="preempted")
+    elif known["status"] in ("queued", "running"):
         told = f"its process ended with exit code {code}; {folder / OUTPUT} holds what it said"
         known = record.update(folder, status="failed", error=told)
     return known["status"] + (f" ({known['error']})" if known.get("error") else "")

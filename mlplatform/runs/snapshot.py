@@ -55,6 +55,12 @@ def share(folder: Path, other: Path) -> None:
     shutil.copytree(folder / CODE, other / CODE, copy_function=os.link)
 
 
+def environment(folder: Path) -> dict[str, str]:
+    """Return the variables with which Python runs the copied code, also from inside a checkout."""
+    path = os.pathsep.join(filter(None, [str((folder / CODE).resolve()), os.environ.get("PYTHONPATH")]))
+    return {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
+
+
 def _files(plugins: Iterable[str], config_dirs: Iterable[str]) -> Iterator[tuple[str, Path]]:
     """Yield (name in the copy, file) in an order that depends on the names alone."""
     yield from _below("mlplatform", places.PACKAGE, None)

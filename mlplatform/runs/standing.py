@@ -40,11 +40,10 @@ def _one(folder: Path, known: dict[str, Any], jobs: dict[str, slurm.Job]) -> dic
         status, error = _by_job(folder, status, error, job)
     elif status == "running" and "job" not in known and known.get("host") == socket.gethostname():
         status = status if is_held(folder) or not (folder / LOCK).exists() else "killed"
-    logged = metrics.read(folder) if (folder / metrics.FILE).exists() else []
     return {
         "run": str(folder),
         "status": status,
-        "step": max([known.get("steps", 0), *(row["step"] for row in logged)]),
+        "step": max([known.get("steps", 0), *(row["step"] for row in metrics.read(folder))]),
         "max": read_shown(folder)["trainer"]["max"],
         "job": known.get("job"),
         "state": job and job.state,

@@ -149,6 +149,7 @@ class Slurm:
             "job-name": f"{shown.get('experiment', 'default')}-{home.name}",
             "output": _quoted(str(home).replace("%", "%%") + f"/{'%a.txt' if array else OUTPUT}"),
             "open-mode": "append",
+            "export": "ALL",
             "chdir": _quoted(str(Path.cwd())),
             "array": None if array is None else f"0-{array - 1}" + (f"%{self.at_once}" if self.at_once else ""),
             "partition": self.partition,
