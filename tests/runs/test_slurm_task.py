@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import signal
 from pathlib import Path
 
@@ -33,29 +31,15 @@ def test_a_task_takes_the_rank_srun_gave_it() -> None:
     assert not any(name in alone for name in ranks)
 
 
-def _signalled(run: Path, number: int, said: Path) -> None:
-    """Be a task that gets a signal before anything of the run is imported or built."""
-    os.environ |= {BY_SLURM: "stay", "SLURM_NTASKS": "1", "SLURM_JOB_ID": "0"}
-    begin(os.environ)
-    os.kill(os.getpid(), number)
-    code = main([str(run)])
-    said.write_text(f"{code}")
-    os._exit(code)
-
-
 def test_a_signal_that_comes_before_the_handlers_stops_the_run_and_loses_nothing(tmp_path: Path) -> None:
-    undisturbed = finished(tmp_path)
-    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
-        run = prepared(tmp_path)
-        process = multiprocessing.get_context("forkserver").Process(
-            target=_signalled, args=(run, int(number), tmp_path / "said")
-        )
-        process.start()
-        process.join(120)
-        assert process.exitcode == 0, signal.Signals(number).name
-        assert record.read(run)["status"] == "preempted"
+    undisturbed, run = finished(tmp_path), prepared(tmp_path)
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        child = Child(run, early=number)
+        code, said = child.end()
+        assert (code, record.read(run)["status"]) == (0, "preempted"), f"{number.name}: {said}"
     child = Child(run)
-    assert child.end() == (0, child.said.read_text())
+    code, said = child.end()
+    assert code == 0, said
     assert curves(run) == curves(undisturbed)
 
 
