@@ -9,7 +9,6 @@ from tiny_runs import Child, curves, finished, prepared
 
 from mlplatform.runs import record
 from mlplatform.runs.slurm_task import BY_SLURM, begin
-from mlplatform.runs.worker import main
 
 
 def test_a_task_takes_the_rank_srun_gave_it() -> None:
