@@ -81,7 +81,7 @@ def test_a_grid_with_a_mistake_in_one_run_starts_none(
     assert "optimizer.lr" in said
     assert "(run optimizer.lr=-1)" in said
     assert main(["train", "-m", *SMALL, "trainer.max=2 steps", "data.path=plays.txt,gone.txt"]) == 2
-    assert "error: data.path=gone.txt: gone.txt" in capsys.readouterr().err
+    assert "error: data.path=gone.txt: data.path: there is no file or folder gone.txt" in capsys.readouterr().err
     assert main(["train", "--multirun", *SMALL, "trainer.max=2 steps", "launcher.at_once=1,2"]) == 2
     assert "launcher: the runs of one --multirun have the same" in capsys.readouterr().err
     assert [path for path in Path("outputs").rglob("*") if path.is_file()] == []
