@@ -23,6 +23,7 @@ from mlplatform.models import build
 from mlplatform.models.costs import PRECISIONS
 from mlplatform.models.trained import adapter_alone
 from mlplatform.registry import Natural, Spec, Text, block
+from mlplatform.runs.launchers.local import Local
 from mlplatform.runs.teacher import Teacher
 from mlplatform.runs.trackers import trackers
 from mlplatform.runs.weights import initial
@@ -55,6 +56,7 @@ class Experiment:
             train after all: `["*", "!head"]` is a linear probe.
         plugins: installed packages whose blocks the config may name.
         prompt: what the sample at the end of a causal model's run goes on from.
+        launcher: where the run runs; null for here.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Experiment:
         freeze: list[Text] = [],  # noqa: B006  (read as data, never changed)
         prompt: str = "\n",
         plugins: list[Text] | None = None,
+        launcher: Annotated[Spec, "launcher"] | None = None,
     ) -> None:
         if experiment in (".", "..") or "/" in experiment:
             raise SpecError(f"experiment={experiment!r} is no folder name")
@@ -89,6 +92,7 @@ class Experiment:
         self.seed, self.init_from, self.prompt, self.processor = seed, init_from, prompt, processor
         self.adapter, self.freeze = adapter, freeze
         self.teacher: Teacher | None = teacher.build() if teacher is not None else None
+        self.launcher: Any = Local() if launcher is None else launcher.build()
         self._tools = Tools()
         self._data: DataModule | None = None
         self._model: nn.Module | None = None
@@ -103,14 +107,15 @@ class Experiment:
             SpecError: the machine lacks what is asked, blocks don't fit, or the task doesn't fit the model.
             RunError: the model with its gradients and optimizer is larger than the machine's memory.
         """
-        place = preflight(self.trainer, self.strategy, self.schedule)
+        place = preflight(self.trainer, self.strategy, self.schedule, self.launcher.place)
         shell = build(self.model, device="meta")
         self._choose_parts(shell)
         task = self.build_task(shell)
         optimizers.build(self.optimizer, shell)
         trackers(self.logger)
         self._check_batch(task)
-        self._check_memory(shell, place, sizes)
+        if self.launcher.here:
+            self._check_memory(shell, place, sizes)
         if self.teacher is not None and self.teacher.layers is not None:
             if self.init_from is not None:
                 told = "the student starts from the teacher's layers or from init_from; leave one away"

@@ -3,6 +3,7 @@
 outputs/<experiment>/<date_time>/
   run.json  config.yaml  overrides.yaml  metrics.jsonl  metrics.csv  log.txt  env.txt
   checkpoints/  tokenizer/  samples/  error.txt (only on failure)
+  code/  job.sh  output.txt (of a run that waited: what ran, the job, all that its processes said)
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ from mlplatform.errors import RunError, did_you_mean, listing
 
 RECORD = "run.json"
 LOCK = ".lock"
+CANCELLED = ".cancelled"
+"""Stands in the folder of a run that somebody cancelled: its job is not to go back into the queue."""
+OUTPUT = "output.txt"
+"""All that the processes of a run said that was not started on a terminal."""
 SPARE = 1 << 18
 """Bytes kept free for saying that the disk is full."""
 VARIABLE = "MLPLATFORM_RUN"
@@ -128,6 +133,11 @@ def is_held(folder: Path) -> bool:
     except OSError:
         return False
     return False
+
+
+def cancelled(folder: Path) -> bool:
+    """Whether somebody cancelled this run since it was started."""
+    return (folder / CANCELLED).exists()
 
 
 @contextlib.contextmanager

@@ -18,8 +18,9 @@ from mlplatform.registry import Spec
 from mlplatform.runs import record
 from mlplatform.runs.config_file import read_config, write_config
 from mlplatform.runs.experiment import Experiment, Sizes
-from mlplatform.runs.folder import VARIABLE, create, write_whole
+from mlplatform.runs.folder import CANCELLED, VARIABLE, create, write_whole
 from mlplatform.runs.stopping import handling
+from mlplatform.runs.submit import launcher_of, submit
 from mlplatform.training.checkpoints import newest_whole, step_of
 
 STOPPED = -signal.SIGTERM
@@ -32,6 +33,7 @@ def prepare(
     overrides: list[str],
     argv: list[str],
     from_environment: Iterable[str] = (),
+    config_dirs: Iterable[str] = (),
     sizes: Sizes | None = None,
 ) -> tuple[Path, Experiment]:
     """Check a config in full, read its data, and make its run folder.
@@ -39,6 +41,7 @@ def prepare(
     Args:
         overrides, argv: what was typed, for the record.
         from_environment: dotted paths of values that came from the environment; they are masked as secrets are.
+        config_dirs: the user's folders of options; a run that waits takes a copy of them along.
         sizes: returns (name, spec) of the models there are, for the advice when this one is too large.
 
     Raises:
@@ -55,6 +58,8 @@ def prepare(
         write_whole(folder / "overrides.yaml", typed)
         name, devices = experiment.experiment, config["trainer"].get("devices", 1)
         record.begin(folder, name, experiment.seed, scrub.words(argv), devices, data.record())
+        if folders := [str(Path(given).expanduser().resolve()) for given in config_dirs]:
+            record.update(folder, config_dirs=folders)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -75,20 +80,26 @@ def anchored(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def start(folder: Path, experiment: Experiment | None = None) -> record.Status:
-    """Run a prepared folder, in this process or as one process per device under torchrun.
+    """Run a prepared folder, in this process or as one process per device under torchrun; or submit it as a job.
 
     Ranks that died are started again, from the last whole checkpoint, as often as `trainer.restarts` says; an error of
     the user's, which would only come again, ends the run.
 
     Returns:
-        `finished` or `preempted`.
+        `finished` or `preempted`; `queued` for a job.
 
     Raises:
         RunError: a rank failed; the record says why.
     """
+    config = read_config(folder)
+    launcher = launcher_of(config)
+    if not launcher.here:
+        submit(launcher, [folder], folder)
+        return "queued"
     from mlplatform.runs.worker import run
 
-    trainer = read_config(folder)["trainer"]
+    (folder / CANCELLED).unlink(missing_ok=True)
+    trainer = config["trainer"]
     devices, restarts = trainer.get("devices", 1), trainer.get("restarts", 0)
     if devices == 1 and not restarts:
         return run(folder, experiment)

@@ -30,7 +30,7 @@ PACKAGES = (
     "wandb",
 )
 MOST_EVENTS = 200
-Status = Literal["running", "finished", "failed", "preempted"]
+Status = Literal["queued", "running", "finished", "failed", "preempted", "cancelled", "pruned"]
 
 
 def read(folder: Path) -> dict[str, Any]:

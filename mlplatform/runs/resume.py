@@ -27,6 +27,7 @@ CHANGEABLE = (
     "batch.workers",
     "batch.timeout",
     "strategy.kind",
+    "launcher.*",
 )
 """Keys that don't change what the run computes up to its old end."""
 
@@ -62,7 +63,7 @@ def _changed(folder: Path, before: dict[str, Any], changes: dict[str, Any]) -> t
     now = leaves(before)
     given = {path: value for path, value in changes.items() if path not in now or now[path] != value}
     allowed = {*CHANGEABLE, *masked_paths(before)}
-    if refused := [path for path in given if path not in allowed]:
+    if refused := [path for path in given if path not in allowed and not path.startswith("launcher.")]:
         shown = leaves(read_shown(folder))
         differences = listing(f"{path}={given[path]!r} (the run has {shown.get(path)!r})" for path in refused)
         raise RunError(

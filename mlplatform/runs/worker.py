@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -21,7 +22,7 @@ from mlplatform.errors import PlatformError, RunError
 from mlplatform.generation.generate import generate
 from mlplatform.interop import config_json
 from mlplatform.registry import Spec, use_plugins
-from mlplatform.runs import metrics, record
+from mlplatform.runs import metrics, record, slurm_task
 from mlplatform.runs.config_file import check_complete, read_config, read_shown, secrets_of
 from mlplatform.runs.experiment import Experiment
 from mlplatform.runs.folder import VARIABLE, held, spared
@@ -33,6 +34,7 @@ from mlplatform.runs.words import banner, summary
 from mlplatform.training.checkpoints import newest_whole, step_of
 from mlplatform.training.engine import Result, fit
 from mlplatform.training.progress import display
+from mlplatform.training.signals import STOPPING, early
 from mlplatform.training.strategies import Place
 
 SAMPLE_TOKENS = 120
@@ -77,13 +79,16 @@ def run(folder: Path, experiment: Experiment | None = None, watch: Watch | None 
             raise RunError(f"{folder}: this run is finished, and a finished run is never written into")
         try:
             screen = Screen(display(), folder / "log.txt", scrub)
-            with handling(_terminate, signal.SIGTERM), spared(folder), screen.warnings(), _full_disk_said(folder):
+            with handling(_terminate, *STOPPING), spared(folder), screen.warnings(), _full_disk_said(folder):
+                if early:
+                    _terminate(early.pop(0), None)
                 return _train(folder, experiment, screen, watch)
         except (Terminated, KeyboardInterrupt) as stop:  # before the first step or after the last one
             record.update(folder, status="preempted", ended=time.time())
             if isinstance(stop, KeyboardInterrupt):
                 raise
-            if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # a failure, so that torchrun ends the ranks that wait for us
+            if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # a failure, so that the ranks that wait for us are ended
+                slurm_task.end(folder, "preempted")
                 raise SystemExit(128 + signal.SIGTERM) from None
             return "preempted"
         except BaseException as error:
@@ -174,6 +179,7 @@ def _begin(folder: Path, screen: Screen, model: Any, data: dict[str, Any], step:
         sessions=sessions,
         events=[event for event in known.get("events", []) if event["step"] <= step],
         pid=os.getpid(),
+        host=socket.gethostname(),
         data=data,
         parameters=sum(p.numel() for p in model.parameters()),
         trained_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -279,8 +285,9 @@ def main(argv: list[str]) -> int:
     try:
         if len(argv) > 1 or not (argv or os.environ.get(VARIABLE)):
             raise RunError("python -m mlplatform.worker RUN_FOLDER: give the folder")
+        folder = Path(argv[0] if argv else os.environ[VARIABLE])
         with _told_to_the_agent():
-            run(Path(argv[0] if argv else os.environ[VARIABLE]))
+            slurm_task.end(folder, run(folder))
     except PlatformError as error:
         print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return error.exit_code

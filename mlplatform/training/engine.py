@@ -30,7 +30,7 @@ from mlplatform.training.rng import Randomness
 from mlplatform.training.saving import FolderIO
 from mlplatform.training.settings import TrainerSettings
 from mlplatform.training.signals import StopSignals
-from mlplatform.training.strategies import Place
+from mlplatform.training.strategies import Accelerator, Place
 from mlplatform.training.trainable import Batches, Recorder
 from mlplatform.training.watchdog import Watchdog
 
@@ -51,17 +51,26 @@ class Result:
     checkpoint: Path | None
 
 
-def preflight(trainer: Spec, strategy: Spec, schedule: Spec | None = None) -> Place:
-    """Check that this machine can run as configured, before anything is built; return where the process stands.
+def preflight(
+    trainer: Spec,
+    strategy: Spec,
+    schedule: Spec | None = None,
+    find: Callable[[Accelerator, int], Place] = Place.find,
+) -> Place:
+    """Check that a run can run as configured, before anything is built; return where the process stands.
+
+    Args:
+        find: returns the place for an accelerator and a number of devices: on this machine, if nobody says otherwise.
 
     Raises:
         SpecError: devices, strategy or precision that this machine doesn't have, or lengths that don't fit together
             (those in epochs are checked when the data is there).
     """
     settings: TrainerSettings = trainer.build()
-    place = Place.find(settings.accelerator, settings.devices)
+    place = find(settings.accelerator, settings.devices)
     strategy.build().check(place)
-    precision.check(settings.precision, place.device)
+    if place.device == "cpu" or torch.cuda.is_available():  # without any, the run is meant for another machine
+        precision.check(settings.precision, place.device)
     plan, shape = settings.plan(UNKNOWN_EPOCH), schedule.build() if schedule is not None else None
     if shape is not None and "epoch" not in f"{trainer.data} {schedule.data if schedule else ''}":
         shape.bind(plan.whole, UNKNOWN_EPOCH)
@@ -252,7 +261,7 @@ def _quiet_lightning() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "You defined a `validation_step` but have no `val_dataloader`")
             warnings.filterwarnings("ignore", "GPU available but not used")
-            warnings.filterwarnings("ignore", "The `srun` command is available on your system")  # we launch by ourselves
+            warnings.filterwarnings("ignore", "The `srun` command is available")  # processes are the launcher's
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)  # Lightning's own
             yield
     finally:

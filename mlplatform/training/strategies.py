@@ -65,9 +65,12 @@ class Single:
 
     def check(self, place: Place) -> None:
         """Raise SpecError when the run has more than one device."""
-        if place.devices > 1 or place.world > 1:
+        if place.devices > 1:
             told = f"strategy=single runs on one device and trainer.devices={place.devices}; use strategy=ddp"
             raise SpecError(problems=[("trainer.devices", told)])
+        if place.world > 1:
+            told = f"single runs on one device and this run has {place.world} processes; use strategy=ddp"
+            raise SpecError(problems=[("strategy", told)])
 
     def build(self, place: Place) -> Strategy:
         """Return Lightning's strategy."""
