@@ -37,7 +37,7 @@ class Normal:
 class Xavier:
     """Signals keep their size whatever the widths: DETR's scheme (arXiv:2005.12872), for networks from scratch.
 
-    Matrices are uniform with variance 2 / (inputs + outputs) (Xavier), convolutions normal with variance 2 / inputs (He,
+    Matrices are uniform with variance 2 / (inputs + outputs) (Xavier), convolutions normal with 2 / inputs (He,
     arXiv:1502.01852), tables N(0, tables^2), biases 0, norms at one.
 
     Args:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from mlplatform.context import Output
 from mlplatform.data.augment import Augment, shown

@@ -14,7 +14,7 @@ from mlplatform.registry import PositiveFloat, block
 
 
 class Mix:
-    """Gets images (rows, channels, height, width) and the probability of each class (rows, classes); returns both mixed.
+    """Mixes images (rows, channels, height, width) and the probabilities of their classes (rows, classes).
 
     Args:
         alpha: the first image's share is drawn from Beta(alpha, alpha): near 0 or 1 when small, even at 1.
