@@ -117,7 +117,7 @@ class RandAugment(Augment):
         change = v2.RandAugment(self.operations, self.magnitude, MAGNITUDES)
         with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's own stream
             torch.manual_seed(int(random.integers(2**63)))
-            return change(torch.from_numpy(np.ascontiguousarray(image))).numpy()
+            return change(torch.from_numpy(np.array(image))).numpy()
 
 
 def shown(record: Record, changes: Sequence[Augment], random: np.random.Generator | None) -> Any:
