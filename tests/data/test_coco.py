@@ -160,7 +160,7 @@ def test_a_broken_file_is_one_line(source: Make, name: str) -> None:
 def test_images_are_looked_at(source: Make, tmp_path: Path) -> None:
     made = source(instances())
     (tmp_path / "images" / "2.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"instances\.json: image 3: .*2\.png: not a readable image"):
+    with pytest.raises(DataError, match=r"2\.png: not a readable image"):
         made.open(BOXES)
     (tmp_path / "images" / "2.png").unlink()
     with pytest.raises(DataError, match=r"image 3: 'image' names .*2\.png, and there is no such file"):
@@ -171,8 +171,8 @@ def test_folders_are_those_of_splits(source: Make, tmp_path: Path) -> None:
     folder = str(tmp_path / "images")
     with pytest.raises(DataError, match=r"data\.images: 'val' is no split.*they are train, validation"):
         source(instances(), images={"train": folder, "val": folder})
+    source(instances(), "other.json")
     with pytest.raises(DataError, match=r"data\.images names no folder for validation; it has train"):
-        source(instances(), "other.json")
         source(instances(), images={"train": folder}, validation=str(tmp_path / "other.json"))
     with pytest.raises(DataError, match=r"data\.images: there is no file or folder .*pictures"):
         source(instances(), images=str(tmp_path / "pictures"))
