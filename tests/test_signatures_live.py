@@ -26,6 +26,7 @@ BLOCKS = sorted(g for g in Library().groups() if g.startswith("block/"))
 NEEDED = {"data": ["data.path=x"], "tokenizer": ["tokenizer.path=x"], "processor": ["processor.path=x"]}
 BESIDE = {
     "tokenizer=sentinel_bpe": ["model=t5_tiny"],
+    "data=coco": ["data.images=x"],
     "data=mixture": ["data.parts={x: {kind: text, path: x}}", "data.weights={x: 1}"],
     "teacher=folder": ["teacher.source=x"],
     "processor=image": ["model=vit_tiny", "tokenizer=null"],

@@ -196,11 +196,23 @@ VERBS = [
         (CONFIG_DIR, JSON),
     ),
     Verb(
+        "data preview",
+        "[OVERRIDES]",
+        "show the first samples of training: texts with their loss mask, images with their boxes, lengths of sounds",
+        "mlplatform.cli.data:preview",
+        (
+            CONFIG_DIR,
+            Option("samples", "N", "how many (3)"),
+            Option("into", "FOLDER", "where pictures go (outputs/previews/TIME)"),
+        ),
+        ("mlplatform data preview", "mlplatform data preview recipes=vit_digits --samples 9 --into pictures"),
+    ),
+    Verb(
         "data show",
         "[OVERRIDES]",
-        "print decoded samples of the training data with their loss mask",
-        "mlplatform.cli.data:show",
-        (CONFIG_DIR, Option("samples", "N", "how many (3)")),
+        "the same as data preview",
+        "mlplatform.cli.data:preview",
+        (CONFIG_DIR, Option("samples", "N", "how many (3)"), Option("into", "FOLDER", "where pictures go")),
     ),
     Verb(
         "data fetch",

@@ -27,7 +27,7 @@ def train(arguments: Arguments) -> int:
     result = composed(arguments).check()
     if arguments.flag("dry-run"):
         print(dry_run(result, arguments))
-        suggest(arguments.again("train"), arguments.again("data show"))
+        suggest(arguments.again("train"), arguments.again("data preview"))
         return 0
     display = display_asked(arguments)
     from mlplatform.runs.launch import start

@@ -274,7 +274,7 @@ class Task(L.LightningModule):
         if targets == 0:
             step = self.trainer.global_step + 1
             raise DataError(
-                f"step {step}: no token of its batch is a target; `mlplatform data show` prints what is masked"
+                f"step {step}: no token of its batch is a target; `mlplatform data preview` prints what is masked"
             )
         return int(targets), int(tokens)
 
