@@ -108,6 +108,7 @@ class Experiment:
         self._choose_parts(shell)
         task = self.build_task(shell)
         optimizers.build(self.optimizer, shell)
+        self.strategy.build().check_model(shell, self.optimizer, place)
         trackers(self.logger)
         self._check_batch(task)
         self._check_memory(shell, place, sizes)
@@ -188,7 +189,8 @@ class Experiment:
             material, collator = (self._records if task.reads_records else self._documents)(task)
             if self.teacher is not None:
                 self.teacher.check_tokenizer(self._tools.tokenizer)
-            self._data = DataModule(material, self.batch, collator, self.seed, place.rank, place.world)
+            share = self.strategy.build().share(place)
+            self._data = DataModule(material, self.batch, collator, self.seed, share.number, share.count)
             self._data.setup()
         return self._data
 

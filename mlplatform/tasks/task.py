@@ -16,6 +16,7 @@ from mlplatform.blocks.moe import auxiliary_loss, expert_metrics, mixtures
 from mlplatform.context import Output
 from mlplatform.data.collate import IGNORED, Collator
 from mlplatform.errors import CheckpointError, DataError, RunError, SpecError, listing
+from mlplatform.models.share import Share
 from mlplatform.models.trained import frozen_digest, trained_names
 from mlplatform.registry import kinds
 
@@ -43,7 +44,7 @@ class Task(L.LightningModule):
 
     Attributes:
         make_optimizer: returns the optimizer of a model. clip_norm: largest norm of the gradient, None for no limit.
-            Both are set by whoever runs the task.
+        share: how ranks divide the work. All are set by whoever runs the task.
         figures: the last step's, set just before its weights change.
     """
 
@@ -76,6 +77,7 @@ class Task(L.LightningModule):
         self.measures: dict[str, Any] = {}
         self.make_optimizer: Callable[[nn.Module], Optimizer] | None = None
         self.clip_norm: float | None = None
+        self.share = Share()
         self.figures = Figures(math.nan, math.nan, 0, 0)
         self._base = ""
 
@@ -99,6 +101,10 @@ class Task(L.LightningModule):
         """Return the metrics of the (loss_sum, targets, bytes) of a whole validation pass."""
         raise NotImplementedError
 
+    def configure_model(self) -> None:
+        """Keep this rank's part of the model; Lightning calls it once processes can talk to each other."""
+        self.share.divide(self.model)
+
     def configure_optimizers(self) -> Optimizer:
         """Return the optimizer `make_optimizer` makes."""
         if self.make_optimizer is None:
@@ -117,6 +123,7 @@ class Task(L.LightningModule):
         total, tokens = self._totals(micro_batches)
         self.figures = Figures(math.nan, math.nan, total, tokens)
         self._loss = self.backward_all(micro_batches, total)
+        self.share.complete(self.model)
         optimizer: Any = self.optimizers()
         with torch.autocast(self.device.type, enabled=False):
             optimizer.step()
@@ -139,7 +146,7 @@ class Task(L.LightningModule):
                     objective = objective + extra * out.loss_count
                 with torch.autocast(self.device.type, enabled=False):
                     # Ranks' gradients are averaged, hence the factor: the sum over ranks divided by the global total.
-                    self.manual_backward(objective * (self.trainer.world_size / total))
+                    self.manual_backward(objective * (self.share.count / total))
             loss_sum += out.loss_sum.detach()
         return self._sum(loss_sum) / total
 
@@ -158,11 +165,7 @@ class Task(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip, and stop before anything that is not finite reaches the weights. Gradients are unscaled here."""
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if self.clip_norm is not None:
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
+        norm = self.share.clip([p for group in optimizer.param_groups for p in group["params"]], self.clip_norm)
         loss, size = torch.stack([self._loss, norm.double()]).tolist()
         self.figures = self.figures._replace(loss=loss, grad_norm=size)
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # fp16 skips such a step by itself
@@ -203,6 +206,7 @@ class Task(L.LightningModule):
         """Forget what the measures saw in an earlier pass."""
         for measure in self.measures.values():
             measure.to(self.device)
+            measure.process_group = self.share.group
             measure.reset()
 
     def measured(self) -> dict[str, float]:
@@ -248,7 +252,13 @@ class Task(L.LightningModule):
             self._base = frozen_digest(self.model)
             if checkpoint.get("base") != self._base:
                 raise CheckpointError("the weights init_from names are not those this run's adapter began on")
-        check_weights(checkpoint["state_dict"], own)
+        check_weights(checkpoint["state_dict"], self._whole(own))
+
+    def _whole(self, own: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the shapes of whole weights, of which this rank may hold a part."""
+        parameters = dict(self.named_parameters())
+        shapes = {name: self.share.shape(parameters.get(name, tensor)) for name, tensor in own.items()}
+        return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
     def _trained(self) -> set[str]:
         return {f"model.{name}" for name in trained_names(self.model)}
@@ -265,8 +275,8 @@ class Task(L.LightningModule):
         return int(targets), int(tokens)
 
     def _sum(self, tensor: Tensor) -> Tensor:
-        """Sum over ranks."""
-        return self.trainer.strategy.reduce(tensor, reduce_op="sum")  # type: ignore[return-value]
+        """Sum over the ranks that read different data."""
+        return self.share.sum(tensor)
 
 
 def real_tokens(batch: Batch) -> Tensor:

@@ -18,6 +18,7 @@ from torch import nn
 
 from mlplatform.errors import RunError, SpecError
 from mlplatform.models.costs import training_flops_per_token
+from mlplatform.models.share import Share
 from mlplatform.registry import Spec
 from mlplatform.training import optimizers, precision
 from mlplatform.training.callbacks import Best, Course, Keeping, Session
@@ -56,7 +57,7 @@ def preflight(trainer: Spec, strategy: Spec, schedule: Spec | None = None) -> Pl
     """
     settings: TrainerSettings = trainer.build()
     place = Place.find(settings.accelerator, settings.devices)
-    strategy.build().check(place)
+    strategy.build().check(place, settings.precision)
     precision.check(settings.precision, place.device)
     plan, shape = settings.plan(UNKNOWN_EPOCH), schedule.build() if schedule is not None else None
     if shape is not None and "epoch" not in f"{trainer.data} {schedule.data if schedule else ''}":
@@ -103,7 +104,7 @@ def fit(
         RunError: the loss is not finite, the disk is full, or a second SIGINT.
     """
     settings: TrainerSettings = trainer.build()
-    place = Place.find(settings.accelerator, settings.devices)
+    place, arrangement = Place.find(settings.accelerator, settings.devices), strategy.build()
     shown: Display = (show or display()) if place.rank == 0 else Quiet()
     feed = Feed(data.train_dataloader(), now)
     with StopSignals() as signals, _quiet_lightning():
@@ -120,10 +121,10 @@ def fit(
             now=now,
         )
         task.make_optimizer = partial(_optimizer, optimizer)
-        task.clip_norm = settings.clip_norm
+        task.clip_norm, task.share = settings.clip_norm, arrangement.share(place)
         prepare_layers(task.model, settings.compile, settings.activation_checkpointing)
         callbacks = [Randomness(seed), *([session.ema] if session.ema else []), session]
-        engine = _trainer(settings, place, strategy, callbacks, FolderIO(extra))
+        engine = _trainer(settings, place, arrangement, task.share, callbacks, FolderIO(extra))
         if folder is not None and place.rank == 0:
             clean(folder, resume_from)
             prune(folder, settings.keep, settings.keep_best)
@@ -169,13 +170,15 @@ def _optimizer(spec: Spec, model: nn.Module) -> torch.optim.Optimizer:
     return optimizers.build(spec, model)
 
 
-def _trainer(settings: TrainerSettings, place: Place, strategy: Spec, callbacks: list[Any], io: FolderIO) -> L.Trainer:
-    plugins: list[Any] = [precision.plugin(settings.precision, place.device), io, place.environment]
+def _trainer(
+    settings: TrainerSettings, place: Place, arrangement: Any, share: Share, callbacks: list[Any], io: FolderIO
+) -> L.Trainer:
+    plugins: list[Any] = [arrangement.plugin(settings.precision, place.device), io, place.environment]
     trainer = L.Trainer(
         accelerator="gpu" if place.device == "cuda" else "cpu",
         devices=place.devices,
         num_nodes=max(1, place.world // place.devices),
-        strategy=strategy.build().build(place),
+        strategy=arrangement.build(place, share),
         plugins=plugins,
         callbacks=callbacks,
         max_epochs=-1,

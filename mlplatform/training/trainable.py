@@ -8,6 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mlplatform.models.share import Share
+
 
 class StepFigures(Protocol):
     """One optimizer step over all ranks."""
@@ -29,6 +31,7 @@ class Trainable(Protocol):
     monitor: str
     make_optimizer: Callable[[nn.Module], Optimizer] | None
     clip_norm: float | None
+    share: Share
 
     @property
     def figures(self) -> StepFigures: ...

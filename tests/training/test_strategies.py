@@ -49,9 +49,11 @@ def test_lengths_that_do_not_fit_are_found_before_there_is_data() -> None:
         preflight(trainer, strategy, spec("schedule", kind="cosine", warmup="10 steps"))
 
 
-def test_says_how_to_start_several_processes() -> None:
+@pytest.mark.parametrize("kind", ["ddp", "fsdp", "tp"])
+def test_says_how_to_start_several_processes(kind: str) -> None:
+    place = Place("cpu", 2)
     with pytest.raises(RunError, match=r"torchrun --nproc-per-node=2 -m mlplatform\.worker"):
-        spec("strategy", kind="ddp").build().build(Place("cpu", 2))
+        spec("strategy", kind=kind).build().build(place, spec("strategy", kind=kind).build().share(place))
 
 
 @pytest.mark.parametrize(
