@@ -41,13 +41,23 @@ class Share:
     def complete(self, model: nn.Module) -> None:
         """Finish the gradients of a step that no engine finishes by itself."""
 
-    def clip(self, parameters: list[nn.Parameter], limit: float | None) -> Tensor:
-        """Scale the gradients down to a norm, None for any; return the norm they had, of all ranks' parts together."""
+    def clip(self, parameters: list[nn.Parameter], limit: float | None) -> Tensor | None:
+        """Scale the gradients down to a norm, None for any; return the norm they had, of all ranks' parts together.
+
+        None where an engine clips as it steps; `norm` says it afterwards.
+        """
         gradients = [p.grad for p in parameters if p.grad is not None]
         norm = total_norm(gradients)
         if limit is not None:
             torch._foreach_mul_([_local(g) for g in gradients], torch.clamp(limit / (norm + 1e-6), max=1.0))
         return norm
+
+    def norm(self) -> Tensor:
+        """Return the norm of the last step's gradient, where `clip` could not."""
+        raise NotImplementedError
+
+    def changed(self, parameter: nn.Parameter) -> None:
+        """Take note of a weight that its block has changed by itself."""
 
     def held(self, parameter: nn.Parameter) -> Tensor:
         """Return what this rank holds of a parameter, to read and to change in place."""

@@ -127,9 +127,14 @@ class Task(L.LightningModule):
         optimizer: Any = self.optimizers()
         with torch.autocast(self.device.type, enabled=False):
             optimizer.step()
+        if math.isnan(self.figures.loss):
+            self._check_finite(self.share.norm())
         optimizer.zero_grad()
         for _, moe in mixtures(self.model):
             moe.settle(self._sum)
+            for parameter in moe.router.parameters():
+                if not parameter.requires_grad:
+                    self.share.changed(parameter)
 
     def backward_all(self, micro_batches: list[Batch], total: int) -> Tensor:
         """Give every parameter its gradient of a step; return the step's mean loss over all ranks, in fp64.
@@ -166,7 +171,11 @@ class Task(L.LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip, and stop before anything that is not finite reaches the weights. Gradients are unscaled here."""
         norm = self.share.clip([p for group in optimizer.param_groups for p in group["params"]], self.clip_norm)
-        loss, size = torch.stack([self._loss, norm.double()]).tolist()
+        if norm is not None:
+            self._check_finite(norm)
+
+    def _check_finite(self, norm: Tensor) -> None:
+        loss, size = torch.stack([self._loss, norm.double().to(self._loss.device)]).tolist()
         self.figures = self.figures._replace(loss=loss, grad_norm=size)
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # fp16 skips such a step by itself
         if not math.isfinite(loss) or not (math.isfinite(size) or scaled):

@@ -178,7 +178,7 @@ def _trainer(
         accelerator="gpu" if place.device == "cuda" else "cpu",
         devices=place.devices,
         num_nodes=max(1, place.world // place.devices),
-        strategy=arrangement.build(place, share),
+        strategy=arrangement.build(place, share, settings.clip_norm),
         plugins=plugins,
         callbacks=callbacks,
         max_epochs=-1,

@@ -20,10 +20,20 @@ PLACES = ("params", "param_names")
 def whole_state(optimizer: Optimizer, model: nn.Module) -> State:
     """Return an optimizer's state dict, with whole tensors and the groups of one process. All ranks call it."""
     own = optimizer.state_dict()
-    names = [name for name, _ in model.named_parameters()]
     entries = by_name(own)
+    for entry in entries.values():
+        entry.update({key: _cpu(whole_of(value)) for key, value in entry.items()})
+    return regrouped(own["param_groups"], entries, [name for name, _ in model.named_parameters()])
+
+
+def regrouped(given: list[State], entries: dict[str, State], names: list[str]) -> State:
+    """Return a state dict whose groups of equal options are one, their parameters in the model's order.
+
+    Args:
+        given: groups, with `param_names`. entries: by the parameters' names, which `names` has in the model's order.
+    """
     groups: list[tuple[State, list[str]]] = []
-    for group in own["param_groups"]:
+    for group in given:
         options = {key: value for key, value in group.items() if key not in PLACES}
         same = next((members for other, members in groups if other == options), None)
         if same is None:
@@ -36,9 +46,7 @@ def whole_state(optimizer: Optimizer, model: nn.Module) -> State:
         members.sort(key=place.__getitem__)
         numbers = list(range(number, number := number + len(members)))
         whole["param_groups"].append({**options, "params": numbers, "param_names": members})
-        for i, name in zip(numbers, members, strict=True):
-            if name in entries:
-                whole["state"][i] = {key: _cpu(whole_of(value)) for key, value in entries[name].items()}
+        whole["state"] |= {i: entries[name] for i, name in zip(numbers, members, strict=True) if name in entries}
     return whole
 
 
@@ -66,7 +74,7 @@ def by_name(state: State) -> dict[str, State]:
         for group in state["param_groups"]
         for number, name in zip(group["params"], group["param_names"], strict=True)
     }
-    return {names[number]: entries for number, entries in state["state"].items()}
+    return {names[number]: dict(entries) for number, entries in state["state"].items()}
 
 
 def _cpu(value: Any) -> Any:

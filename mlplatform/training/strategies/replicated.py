@@ -41,7 +41,7 @@ class Arrangement:
         """Return Lightning's precision plugin."""
         return precision.plugin(number, device)
 
-    def build(self, place: Place, share: Share) -> Strategy:
+    def build(self, place: Place, share: Share, clip_norm: float | None = None) -> Strategy:
         """Return Lightning's strategy."""
         raise NotImplementedError
 
@@ -68,7 +68,7 @@ class Single(Arrangement):
             told = f"strategy=single runs on one device and trainer.devices={place.devices}; use strategy=ddp"
             raise SpecError(problems=[("trainer.devices", told)])
 
-    def build(self, place: Place, share: Share) -> Strategy:
+    def build(self, place: Place, share: Share, clip_norm: float | None = None) -> Strategy:
         """Return Lightning's strategy."""
         self.check(place)
         return SingleDeviceStrategy(device("cuda", 0) if place.device == "cuda" else device("cpu"))
@@ -85,7 +85,7 @@ class DDP(Arrangement):
     def __init__(self, *, find_unused_parameters: bool = False) -> None:
         self.find_unused_parameters = find_unused_parameters
 
-    def build(self, place: Place, share: Share) -> Strategy:
+    def build(self, place: Place, share: Share, clip_norm: float | None = None) -> Strategy:
         """Return Lightning's strategy. Raises RunError when several devices are asked for and nobody started them."""
         started(place)
         return DDPStrategy(process_group_backend=place.backend, find_unused_parameters=self.find_unused_parameters)

@@ -54,7 +54,7 @@ class Sharded(Arrangement):
         """Return which part of each batch and of the model is this process's."""
         return MeshShare(self.sizes(place.processes), place.rank, self.offload, self.gather, self.experts_divided)
 
-    def build(self, place: Place, share: Share) -> Strategy:
+    def build(self, place: Place, share: Share, clip_norm: float | None = None) -> Strategy:
         """Return Lightning's strategy. Raises RunError when nobody started the processes."""
         started(place)
         assert isinstance(share, MeshShare)

@@ -1,0 +1,221 @@
+"""ZeRO by DeepSpeed, on CUDA and on CPUs. Its checkpoints hold whole tensors, so any strategy reads them.
+
+DeepSpeed's engine drives the model alone, not the task around it: a step of ours is several passes of the model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.seed import reset_seed
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from mlplatform.models.share import Share
+from mlplatform.training.sharding.states import by_name, regrouped
+
+
+class ZeroShare(Share):
+    """Weights, gradients or moments in DeepSpeed's flat pieces, by stage; it clips, and says the norm afterwards."""
+
+    engine: Any = None
+
+    def clip(self, parameters: list[nn.Parameter], limit: float | None) -> None:
+        """Leave it to the engine's own step, which was told the limit."""
+
+    def norm(self) -> Tensor:
+        """Return the norm the gradient had in the last step, before clipping."""
+        return torch.as_tensor(self.engine.get_global_grad_norm(), dtype=torch.float64)
+
+    def changed(self, parameter: nn.Parameter) -> None:
+        """Take note of a weight that its block changed by itself: where weights are in pieces, change this rank's."""
+        if hasattr(parameter, "ds_tensor"):
+            piece: Any = parameter.ds_tensor
+            flat = parameter.detach().flatten()
+            start = piece.ds_numel * self.number
+            own = flat[start : start + piece.ds_numel]
+            piece.data[: own.numel()].copy_(own)
+
+    def shape(self, parameter: Any) -> torch.Size:
+        """Return the shape of a whole parameter."""
+        return getattr(parameter, "ds_shape", parameter.shape)
+
+
+class ZeroStrategy(DeepSpeedStrategy):
+    """Lightning's strategy, which also runs on CPUs and gives the engine the model of the task.
+
+    Args:
+        stage: what is divided: 1 moments, 2 gradients too, 3 weights too.
+        options: more of DeepSpeed's `zero_optimization`.
+        clip_norm: largest norm of the gradient.
+    """
+
+    def __init__(self, share: ZeroShare, backend: str, options: Mapping[str, Any], clip_norm: float | None) -> None:
+        config = {
+            "zero_optimization": dict(options),
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "gradient_clipping": clip_norm or 0.0,
+            "train_micro_batch_size_per_gpu": 1,
+            "steps_per_print": 2**31,
+        }
+        super().__init__(config=config, process_group_backend=backend, logging_level=logging.ERROR)
+        self.share = share
+
+    def setup_environment(self) -> None:
+        """Skip Lightning's refusal of everything but CUDA."""
+        DDPStrategy.setup_environment(self)  # type: ignore[arg-type]
+
+    def setup_distributed(self) -> None:
+        """Join the other processes."""
+        if self.root_device.type != "cpu":
+            return super().setup_distributed()
+        import deepspeed
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # plain gloo: nothing is compiled
+        reset_seed()
+        self.set_world_ranks()
+        self._init_deepspeed_distributed()
+
+    @property
+    def root_device(self) -> torch.device:
+        device = DDPStrategy.root_device.fget(self)  # type: ignore[attr-defined]
+        return torch.device("cpu", 0) if device.type == "cpu" else device  # the engine wants a number
+
+    @contextlib.contextmanager
+    def model_sharded_context(self) -> Iterator[None]:
+        yield
+
+    def _setup_model_and_optimizer(self, model: Any, optimizer: Any, lr_scheduler: Any = None) -> tuple[Any, Any]:
+        for child in model.children():
+            if child is not model.model:
+                child.to(self.root_device)
+        engine, optimizer = super()._setup_model_and_optimizer(model.model, optimizer, lr_scheduler)
+        self.share.engine = engine
+        return engine, optimizer
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        return self.lightning_module.training_step(*args, **kwargs)  # type: ignore[union-attr]
+
+    def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:
+        self.deepspeed_engine._backward_prologue()  # what a call of the engine, instead of the model, would prepare
+        return super().backward(closure_loss, optimizer, *args, **kwargs)
+
+    @contextlib.contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Add gradients up: another micro-batch of the step follows."""
+        self.deepspeed_engine.set_gradient_accumulation_boundary(False)
+        yield
+        self.deepspeed_engine.set_gradient_accumulation_boundary(True)
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        return True
+
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        module: Any = self.lightning_module
+        return dict(module.model.named_parameters())
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Return all weights, those that train in fp32, gathered on every rank."""
+        from deepspeed.utils import safe_get_full_fp32_param
+        from deepspeed.runtime.zero import GatheredParameters
+
+        module: Any = self.lightning_module
+        found = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith("model.")}
+        parameters = self._parameters()
+        for name, tensor in module.model.state_dict().items():
+            p = parameters.get(name)
+            if p is None:
+                found[f"model.{name}"] = tensor
+            elif p.requires_grad:
+                found[f"model.{name}"] = safe_get_full_fp32_param(p).cpu()
+            else:
+                with GatheredParameters([p]):
+                    found[f"model.{name}"] = p.detach().cpu().clone()
+        return found
+
+    @torch.no_grad()
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        from deepspeed.utils import safe_set_full_fp32_param
+        from deepspeed.runtime.zero import GatheredParameters
+
+        module: Any = self.lightning_module
+        own = module.state_dict(keep_vars=True)
+        for name, whole in checkpoint["state_dict"].items():
+            whole = whole.to(self.root_device)
+            if isinstance(own[name], nn.Parameter) and hasattr(own[name], "ds_id"):
+                with GatheredParameters([own[name]], modifier_rank=0):
+                    own[name].data.copy_(whole)
+            else:
+                own[name].data.copy_(whole)
+            if own[name].requires_grad:
+                safe_set_full_fp32_param(own[name], whole.float())
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        """Return the state as one process would have it. All ranks call it."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        base, parameters = _base(optimizer), self._parameters()
+        entries: dict[str, dict[str, Any]] = {}
+        for group, flats in zip(base.param_groups, _flats(optimizer), strict=True):
+            held = base.state.get(flats[0], {})
+            for name in group["param_names"] if held else ():
+                entries[name] = {
+                    key: safe_get_full_optimizer_state(parameters[name], key).cpu() if _flat(value) else value
+                    for key, value in held.items()
+                }
+        groups = [{key: value for key, value in group.items() if key != "params"} for group in base.param_groups]
+        return regrouped(groups, entries, list(parameters))
+
+    @torch.no_grad()
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        [optimizer], [state] = self.optimizers, checkpoint["optimizer_states"]
+        base, parameters = _base(optimizer), self._parameters()
+        entries = by_name(state)
+        options = {name: group for group in state["param_groups"] for name in group["param_names"]}
+        for group, flats in zip(base.param_groups, _flats(optimizer), strict=True):
+            saved, first = options[group["param_names"][0]], entries.get(group["param_names"][0], {})
+            group.update({key: value for key, value in saved.items() if key not in ("params", "param_names")})
+            for flat in flats:
+                made = {k: torch.zeros_like(flat) if _flat(v) else v for k, v in first.items()}
+                base.state[flat] = made
+        getattr(optimizer, "_lazy_init_hp_params_optimizer_state", lambda: None)()
+        for name, entry in entries.items():
+            for key, value in entry.items():
+                if _flat(value):
+                    safe_set_full_optimizer_state(parameters[name], value.float().to(self.root_device), key)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        Strategy.save_checkpoint(self, checkpoint, filepath)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
+
+
+def _flat(value: Any) -> bool:
+    """Whether an entry of an optimizer's state has a number for each weight."""
+    return isinstance(value, Tensor) and value.ndim > 0
+
+
+def _base(optimizer: Any) -> Optimizer:
+    """Return torch's optimizer within DeepSpeed's."""
+    return getattr(optimizer, "_optimizer", optimizer).optimizer
+
+
+def _flats(optimizer: Any) -> list[list[Tensor]]:
+    """Return, for each group of an optimizer, the flat pieces this rank steps."""
+    held = getattr(optimizer, "_optimizer", optimizer)
+    if hasattr(held, "fp32_partitioned_groups_flat"):  # stage 3: several pieces to a group
+        flats: list[list[Tensor]] = [[] for _ in held.optimizer.param_groups]
+        for number, flat in enumerate(held.fp32_partitioned_groups_flat):
+            flats[held.sub_group_to_group_id[number]].append(flat)
+        return flats
+    return [[flat] for flat in held.single_partition_of_fp32_groups]
