@@ -21,6 +21,9 @@ class Share:
             same part, so only one of them is in it.
     """
 
+    divides = False
+    """Whether a rank holds but a part of the model, so that none can run it alone."""
+
     def __init__(self, number: int = 0, count: int = 1) -> None:
         self.number, self.count = number, count
         self.group: Any = None

@@ -21,6 +21,7 @@ from mlplatform.data.tokens import build_tokenizer
 from mlplatform.errors import RunError, SpecError, listing
 from mlplatform.models import build
 from mlplatform.models.costs import PRECISIONS
+from mlplatform.models.share import Share
 from mlplatform.models.trained import adapter_alone
 from mlplatform.registry import Natural, Spec, Text, block
 from mlplatform.runs.teacher import Teacher
@@ -189,7 +190,7 @@ class Experiment:
             material, collator = (self._records if task.reads_records else self._documents)(task)
             if self.teacher is not None:
                 self.teacher.check_tokenizer(self._tools.tokenizer)
-            share = self.strategy.build().share(place)
+            share = self.strategy.build().share(place) if place.processes > 1 else Share()
             self._data = DataModule(material, self.batch, collator, self.seed, share.number, share.count)
             self._data.setup()
         return self._data

@@ -16,7 +16,7 @@ import lightning.pytorch as L
 import torch
 from torch import nn
 
-from mlplatform.errors import RunError, SpecError
+from mlplatform.errors import RunError, SpecError, did_you_mean, listing
 from mlplatform.models.costs import training_flops_per_token
 from mlplatform.models.share import Share
 from mlplatform.registry import Spec
@@ -24,6 +24,7 @@ from mlplatform.training import optimizers, precision
 from mlplatform.training.callbacks import Best, Course, Keeping, Session
 from mlplatform.training.checkpoints import FolderIO, clean, newest_whole, prune
 from mlplatform.training.ema import AveragedWeights
+from mlplatform.training.freezing import matches
 from mlplatform.training.meters import Feed, Speed, peak_flops
 from mlplatform.training.progress import Display, Quiet, display
 from mlplatform.training.rng import Randomness
@@ -122,7 +123,7 @@ def fit(
         )
         task.make_optimizer = partial(_optimizer, optimizer)
         task.clip_norm, task.share = settings.clip_norm, arrangement.share(place)
-        prepare_layers(task.model, settings.compile, settings.activation_checkpointing)
+        prepare_layers(task.model, settings)
         callbacks = [Randomness(seed), *([session.ema] if session.ema else []), session]
         engine = _trainer(settings, place, arrangement, task.share, callbacks, FolderIO(extra))
         if folder is not None and place.rank == 0:
@@ -155,14 +156,28 @@ def _held_out(settings: TrainerSettings, data: Batches) -> Callable[[], Any] | N
     return data.val_dataloader if validates else None
 
 
-def prepare_layers(model: nn.Module, compiled: bool, checkpointed: bool) -> None:
-    """Turn on, in every tower of a model, compilation and recomputation layer by layer. Names of weights stay."""
-    towers: list[Any] = [m for m in model.modules() if hasattr(m, "checkpointed") and hasattr(m, "layers")]
-    if not towers and (compiled or checkpointed):
+def prepare_layers(model: nn.Module, settings: TrainerSettings) -> None:
+    """Turn on, in every tower of a model, compilation, recomputation and 8 bits layer by layer. Names of weights stay.
+
+    Raises:
+        SpecError: the model has no layers, or none of a pattern's name.
+    """
+    again = settings.activation_checkpointing
+    patterns = ["*"] if again == "full" else again or []
+    towers: Any = {n: m for n, m in model.named_modules() if hasattr(m, "checkpointed") and hasattr(m, "layers")}
+    if not towers and (settings.compile or patterns):
         raise SpecError("trainer.compile and trainer.activation_checkpointing need a model made of layers")
-    for tower in towers:
-        tower.checkpointed = checkpointed
-        for layer in tower.layers if compiled else ():
+    paths = [f"{name}.layers.{i}" for name, tower in towers.items() for i in range(len(tower.layers))]
+    for pattern in patterns:
+        if not any(matches(path, [pattern]) for path in paths):
+            told = f"'{pattern}' names no layer{did_you_mean(pattern, paths)}; there are {listing(paths, 4)}"
+            raise SpecError(problems=[("trainer.activation_checkpointing", told)])
+    for name, tower in towers.items():
+        kept = {i for i in range(len(tower.layers)) if not matches(f"{name}.layers.{i}", patterns)}
+        tower.checkpointed, tower.kept = len(kept) < len(tower.layers), frozenset(kept)
+        if settings.precision == "fp8":
+            precision.in_8_bits(tower.layers)
+        for layer in tower.layers if settings.compile else ():
             layer.compile()
 
 

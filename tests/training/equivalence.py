@@ -83,11 +83,15 @@ def make(folder: Path, model: str, strategy: Spec, micro: int) -> Made:
     return Made(made, DataModule(material, Spec.of(shape, "batch", "batch"), collator, 3, share.number, share.count))
 
 
-def go(folder: Path, cell: Cell) -> tuple[list[tuple[int, dict[str, float]]], Result]:
-    """Train a cell in this process, alone or as one of several; return what was logged."""
-    folder.mkdir(parents=True, exist_ok=True)
+def go(folder: Path, cell: Cell, rows: Path) -> tuple[list[tuple[int, dict[str, float]]], Result]:
+    """Train a cell in this process, alone or as one of several; return what was logged.
+
+    Args:
+        rows: a folder for this process's own copy of the data.
+    """
+    rows.mkdir(parents=True, exist_ok=True)
     strategy = Spec.of(cell.strategy, "strategy", "strategy")
-    made = make(folder, cell.model, strategy, cell.micro)
+    made = make(rows, cell.model, strategy, cell.micro)
     made.data.setup()
     logged: list[tuple[int, dict[str, float]]] = []
 
@@ -124,7 +128,7 @@ def go(folder: Path, cell: Cell) -> tuple[list[tuple[int, dict[str, float]]], Re
 def rank(folder: Path, cells: Sequence[Cell]) -> None:
     """Train several cells one after the other, as one rank; rank 0 writes down what was logged."""
     for number, cell in enumerate(cells):
-        logged, result = go(folder / str(number), cell)
+        logged, result = go(folder / str(number), cell, folder / f"rows{os.environ.get('RANK', 0)}-{number}")
         if os.environ.get("RANK", "0") == "0":
             said = {"rows": logged, "checkpoint": str(result.checkpoint)}
             (folder / f"{number}.json").write_text(json.dumps(said))
@@ -133,7 +137,7 @@ def rank(folder: Path, cells: Sequence[Cell]) -> None:
 def together(folder: Path, world: int, cells: Sequence[Cell]) -> list[Any]:
     """Train cells with that many processes, each cell with all of them; return what rank 0 said of each."""
     folder.mkdir(parents=True, exist_ok=True)
-    codes = in_processes(rank, [(folder, cells)] * world, machines(world) if world > 1 else [{}])
+    codes = in_processes(rank, [(folder, cells)] * world, machines(world) if world > 1 else [{}], 400)
     assert codes == [0] * world, codes
     return [json.loads((folder / f"{number}.json").read_text()) for number in range(len(cells))]
 

@@ -154,7 +154,10 @@ def in_process(target: Callable[..., None], *arguments: Any, env: dict[str, str]
 
 
 def in_processes(
-    target: Callable[..., None], arguments: list[tuple[Any, ...]], envs: list[dict[str, str]]
+    target: Callable[..., None],
+    arguments: list[tuple[Any, ...]],
+    envs: list[dict[str, str]],
+    seconds: float = 120,
 ) -> list[int]:
     """Run several at once. They come from a server that has Lightning loaded already, so each starts in 0.1 s."""
     context = multiprocessing.get_context("forkserver")
@@ -166,7 +169,7 @@ def in_processes(
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(seconds)
         if process.is_alive():
             process.kill()
             process.join()

@@ -152,5 +152,3 @@ class ExpertWidths(ParallelStyle):
             return summed.to_local()
 
         return distribute_module(module, device_mesh, divide, read, written)  # type: ignore[arg-type]
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -43,6 +44,8 @@ class MeshShare(Share):
         offload, gather: as in `strategy/fsdp`. experts: each rank along `shards` holds some experts whole.
     """
 
+    divides = True
+
     def __init__(
         self, sizes: Mesh, rank: int, offload: bool = False, gather: Gather = "fp32", experts: bool = False
     ) -> None:
@@ -57,6 +60,8 @@ class MeshShare(Share):
 
     def join(self, device: str) -> DeviceMesh:
         """Make the process groups, once all processes are there; return the mesh."""
+        # Gathering what layers and shards both divide takes two steps, whatever it warns of.
+        logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
         self.mesh = init_device_mesh(device, tuple(self.sizes), mesh_dim_names=(COPIES, SHARDS, PARTS))
         if self.sizes.parts > 1:
             readers = self.mesh[COPIES, SHARDS]._flatten("readers")

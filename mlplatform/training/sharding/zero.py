@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -24,6 +25,11 @@ class ZeroShare(Share):
     """Weights, gradients or moments in DeepSpeed's flat pieces, by stage; it clips, and says the norm afterwards."""
 
     engine: Any = None
+
+    @property
+    def divides(self) -> bool:  # type: ignore[override]
+        """Whether a rank holds but a part of the weights."""
+        return self.engine is not None and self.engine.zero_optimization_stage() == 3
 
     def clip(self, parameters: list[nn.Parameter], limit: float | None) -> None:
         """Leave it to the engine's own step, which was told the limit."""
@@ -123,8 +129,8 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Return all weights, those that train in fp32, gathered on every rank."""
-        from deepspeed.utils import safe_get_full_fp32_param
         from deepspeed.runtime.zero import GatheredParameters
+        from deepspeed.utils import safe_get_full_fp32_param
 
         module: Any = self.lightning_module
         found = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith("model.")}
@@ -142,8 +148,8 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     @torch.no_grad()
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        from deepspeed.utils import safe_set_full_fp32_param
         from deepspeed.runtime.zero import GatheredParameters
+        from deepspeed.utils import safe_set_full_fp32_param
 
         module: Any = self.lightning_module
         own = module.state_dict(keep_vars=True)
@@ -167,7 +173,7 @@ class ZeroStrategy(DeepSpeedStrategy):
             held = base.state.get(flats[0], {})
             for name in group["param_names"] if held else ():
                 entries[name] = {
-                    key: safe_get_full_optimizer_state(parameters[name], key).cpu() if _flat(value) else value
+                    key: safe_get_full_optimizer_state(parameters[name], key).cpu() if _flat(value) else deepcopy(value)
                     for key, value in held.items()
                 }
         groups = [{key: value for key, value in group.items() if key != "params"} for group in base.param_groups]
@@ -185,8 +191,7 @@ class ZeroStrategy(DeepSpeedStrategy):
             saved, first = options[group["param_names"][0]], entries.get(group["param_names"][0], {})
             group.update({key: value for key, value in saved.items() if key not in ("params", "param_names")})
             for flat in flats:
-                made = {k: torch.zeros_like(flat) if _flat(v) else v for k, v in first.items()}
-                base.state[flat] = made
+                base.state[flat] = {k: torch.zeros_like(flat) if _flat(v) else deepcopy(v) for k, v in first.items()}
         getattr(optimizer, "_lazy_init_hp_params_optimizer_state", lambda: None)()
         for name, entry in entries.items():
             for key, value in entry.items():

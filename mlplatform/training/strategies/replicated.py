@@ -22,7 +22,7 @@ class Arrangement:
     """
 
     kind: str
-    precisions: tuple[PrecisionName, ...] = ("fp32", "bf16-mixed", "bf16-true", "fp16-mixed")
+    precisions: tuple[PrecisionName, ...] = ("fp32", "bf16-mixed", "bf16-true", "fp16-mixed", "fp8")
 
     def check(self, place: Place, number: PrecisionName = "fp32") -> None:
         """Raise SpecError when a run of those processes can't be arranged so, or not in that precision."""
@@ -35,7 +35,7 @@ class Arrangement:
 
     def share(self, place: Place) -> Share:
         """Return which part of each batch and of the model is this process's."""
-        return Share(place.rank, place.world)
+        return Share(place.rank, place.processes)
 
     def plugin(self, number: PrecisionName, device: str) -> Precision:
         """Return Lightning's precision plugin."""

@@ -1,4 +1,4 @@
-"""A model divided among devices by torch's own engines: FSDP2 (`fully_shard`), DTensor's tensor parallelism, experts."""
+"""A model divided among devices by torch's own engines: FSDP2 (`fully_shard`), DTensors for layers and experts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 from mlplatform.blocks.moe import mixtures
 from mlplatform.errors import SpecError, listing
 from mlplatform.models.share import Share
-from mlplatform.registry import Natural, Positive, Spec, block
+from mlplatform.registry import Positive, Spec, block
 from mlplatform.training.precision import PrecisionName
 from mlplatform.training.sharding.layers import check_layers
 from mlplatform.training.sharding.mesh import Mesh, MeshShare
@@ -102,6 +102,8 @@ class TensorParallel(Sharded):
     def __init__(self) -> None:
         pass
 
+    precisions: tuple[PrecisionName, ...] = ("fp32", "bf16-mixed", "bf16-true", "fp16-mixed")
+
     def sizes(self, processes: int) -> Mesh:
         """Return the mesh: one row."""
         return Mesh(1, 1, processes)
@@ -120,6 +122,8 @@ class FSDPTensorParallel(Sharded):
         self, *, tensor: Positive = 2, offload: bool = False, gather: Literal["fp32", "bf16"] = "fp32"
     ) -> None:
         self.tensor, self.offload, self.gather = tensor, offload, gather
+
+    precisions: tuple[PrecisionName, ...] = ("fp32", "bf16-mixed", "bf16-true", "fp16-mixed")
 
     def sizes(self, processes: int) -> Mesh:
         """Return the mesh: shards by parts of a layer."""
