@@ -104,12 +104,9 @@ class Experiment:
             SpecError: the machine lacks what is asked, blocks don't fit, or the task doesn't fit the model.
             RunError: the model with its gradients and optimizer is larger than the machine's memory.
         """
-        place = preflight(self.trainer, self.strategy, self.schedule)
-        shell = build(self.model, device="meta")
-        self._choose_parts(shell)
+        place, shell = self.check_processes()
         task = self.build_task(shell)
         optimizers.build(self.optimizer, shell)
-        self.strategy.build().check_model(shell, self.optimizer, place)
         trackers(self.logger)
         self._check_batch(task)
         self._check_memory(shell, place, sizes)
@@ -121,6 +118,21 @@ class Experiment:
         if self.init_from is not None:
             self._model = initial(self.model.data, self.init_from, self.seed)
         return place
+
+    def check_processes(self) -> tuple[Place, nn.Module]:
+        """Check that the machine and the strategy fit the model; return the place, and the model without weights.
+
+        Raises:
+            SpecError: the machine lacks what is asked, or the strategy can't divide the model among the devices.
+        """
+        place = preflight(self.trainer, self.strategy, self.schedule)
+        shell = build(self.model, device="meta")
+        self._choose_parts(shell)
+        self.strategy.build().check_model(shell, self.optimizer, place)
+        if self.trainer["ema"] is not None and self.strategy.kind == "zero3":
+            told = "zero3 keeps weights in flat pieces, of which no average is kept; set it to null, or use strategy=fsdp"
+            raise SpecError(problems=[("trainer.ema", told)])
+        return place, shell
 
     def _check_batch(self, task: Any) -> None:
         """Check the batch and the data against the task and the model."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,6 +60,8 @@ class Cell(NamedTuple):
     resume: str = ""
     steps: int = STEPS
     micro: int = 2
+    stop: int = 0
+    """The step after which it is told to stop; 0 for its end."""
 
 
 class Made(NamedTuple):
@@ -98,6 +101,8 @@ def go(folder: Path, cell: Cell, rows: Path) -> tuple[list[tuple[int, dict[str, 
     class Recorder:
         def log(self, step: int, values: dict[str, float]) -> None:
             logged.append((step, {name: v for name, v in values.items() if not name.startswith("perf/")}))
+            if step == cell.stop - 1:  # the step that follows is the last one
+                os.kill(os.getpid(), signal.SIGTERM)
 
     trainer = {
         "kind": "trainer",

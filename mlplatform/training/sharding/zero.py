@@ -168,6 +168,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         from deepspeed.utils import safe_get_full_optimizer_state
 
         base, parameters = _base(optimizer), self._parameters()
+        _link(optimizer)
         entries: dict[str, dict[str, Any]] = {}
         for group, flats in zip(base.param_groups, _flats(optimizer), strict=True):
             held = base.state.get(flats[0], {})
@@ -192,7 +193,7 @@ class ZeroStrategy(DeepSpeedStrategy):
             group.update({key: value for key, value in saved.items() if key not in ("params", "param_names")})
             for flat in flats:
                 base.state[flat] = {k: torch.zeros_like(flat) if _flat(v) else deepcopy(v) for k, v in first.items()}
-        getattr(optimizer, "_lazy_init_hp_params_optimizer_state", lambda: None)()
+        _link(optimizer)
         for name, entry in entries.items():
             for key, value in entry.items():
                 if _flat(value):
@@ -213,6 +214,14 @@ def _flat(value: Any) -> bool:
 def _base(optimizer: Any) -> Optimizer:
     """Return torch's optimizer within DeepSpeed's."""
     return getattr(optimizer, "_optimizer", optimizer).optimizer
+
+
+def _link(optimizer: Any) -> None:
+    """Let weights know the moments of their pieces: DeepSpeed does so once, after the step of the first group alone."""
+    held = getattr(optimizer, "_optimizer", optimizer)
+    if hasattr(held, "_hp_optimizer_states_linked"):  # stages 1 and 2
+        held._hp_optimizer_states_linked = False
+        held._lazy_init_hp_params_optimizer_state()
 
 
 def _flats(optimizer: Any) -> list[list[Tensor]]:
