@@ -129,9 +129,6 @@ class Experiment:
         shell = build(self.model, device="meta")
         self._choose_parts(shell)
         self.strategy.build().check_model(shell, self.optimizer, place)
-        if self.trainer["ema"] is not None and self.strategy.kind == "zero3":
-            told = "zero3 keeps weights in flat pieces, of which no average is kept; set it to null, or use strategy=fsdp"
-            raise SpecError(problems=[("trainer.ema", told)])
         return place, shell
 
     def _check_batch(self, task: Any) -> None:

@@ -58,7 +58,11 @@ def preflight(trainer: Spec, strategy: Spec, schedule: Spec | None = None) -> Pl
     """
     settings: TrainerSettings = trainer.build()
     place = Place.find(settings.accelerator, settings.devices)
-    strategy.build().check(place, settings.precision)
+    arrangement = strategy.build()
+    arrangement.check(place, settings.precision)
+    if settings.ema is not None and not arrangement.averages:
+        told = f"strategy={strategy.kind} keeps no average of its weights; set it to null, or use strategy=fsdp"
+        raise SpecError(problems=[("trainer.ema", told)])
     precision.check(settings.precision, place.device)
     plan, shape = settings.plan(UNKNOWN_EPOCH), schedule.build() if schedule is not None else None
     if shape is not None and "epoch" not in f"{trainer.data} {schedule.data if schedule else ''}":

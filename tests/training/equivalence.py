@@ -46,8 +46,14 @@ TOWERS = {
           for part, n in (("attention.heads", 4), ("attention.head_dim", 8), ("mlp.width", 48))),
         "decoder.layer.cross.heads=4", "decoder.layer.cross.head_dim=8",
     ]),
+    "variety": ("llama_tiny", "causal_lm", "causal", [
+        "trunk.dim=32", "trunk.depth=2", "trunk.context_length=32", f"trunk.input.vocab={VOCABULARY}",
+        "trunk.layer.attention.heads=4", "trunk.layer.attention.kv_heads=1", "trunk.layer.attention.qk_norm=true",
+        "trunk.layer.attention.bias=true", "trunk.layer.attention.rope=null", "trunk.layer.attention.gate=true",
+        "trunk.position_bias={kind: alibi}", "trunk.layer.mlp.width=48", "trunk.layer.mlp.bias=true",
+    ]),
 }  # fmt: skip
-MODELS = (*TOWERS, "clip")
+MODELS = ("llama", "afmoe", "t5", "clip")
 
 
 class Cell(NamedTuple):

@@ -37,7 +37,9 @@ FOUR: dict[str, dict[str, Any]] = {
 }
 PRECISIONS = {"fp32": 1e-5, "bf16-mixed": 0.01, "bf16-true": 0.03, "fp16-mixed": 0.01, "fp8": 0.0}
 """How far a loss may be from that of one process in the same precision."""
-MORE = {
+MORE: dict[str, dict[str, Any]] = {
+    "one key head, norms of heads, biases, slopes": {"model": "variety"},
+    "pairs in pieces": {"model": "clip", "micro": 1},
     "averaged weights": {"trainer": {"ema": 0.9}},
     "recomputed layers": {"trainer": {"activation_checkpointing": "full", "clip_norm": None}},
     "one row at a time": {"micro": 1},
@@ -69,6 +71,10 @@ def precise(kind: dict[str, Any], model: str = "llama") -> list[Cell]:
     return [Cell(model, kind, {"precision": p, "validate_every": None}, steps=SHORT) for p in chosen]
 
 
+def more_cell(name: str, strategy: dict[str, Any]) -> Cell:
+    return Cell(**{"model": "llama", "steps": 8, **MORE[name], "strategy": strategy})
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
     """What one process says: by model; by (precision, model); by the name of what else is different."""
@@ -76,7 +82,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
     for model in ("llama", "afmoe"):
         cells |= {(cell.trainer["precision"], model): cell for cell in precise(SINGLE | {"kind": "ddp"}, model)}
     cells = {name: cell._replace(strategy=SINGLE) for name, cell in cells.items()}
-    cells |= {name: Cell("llama", SINGLE, steps=8, **more) for name, more in MORE.items()}  # type: ignore[arg-type]
+    cells |= {name: more_cell(name, SINGLE) for name in MORE}
     said = together(tmp_path_factory.mktemp("alone"), 1, list(cells.values()))
     return dict(zip(cells, said, strict=True))
 
@@ -108,10 +114,10 @@ def test_trains_as_one_process_does(strategy: str, tmp_path: Path, alone: dict[A
     found[strategy] = told
 
 
-@pytest.mark.parametrize(("strategy", "names"), [("fsdp", [*MORE]), ("tp", [*MORE]), ("zero2", [*MORE][:3])])
-def test_with_what_else_a_run_may_have(strategy: str, names: list[str], tmp_path: Path, alone: Any) -> None:
-    more: list[dict[str, Any]] = [MORE[name] for name in names]
-    said = together(tmp_path, 2, [Cell("llama", TWO[strategy], steps=8, **options) for options in more])
+@pytest.mark.parametrize("strategy", ["fsdp", "tp", "zero2"])
+def test_with_what_else_a_run_may_have(strategy: str, tmp_path: Path, alone: Any) -> None:
+    names = [name for name in MORE if (strategy, name) != ("zero2", "Muon")]
+    said = together(tmp_path, 2, [more_cell(name, TWO[strategy]) for name in names])
     for name, one in zip(names, said, strict=True):
         # Muon rounds to bf16 in its iterations, where the last digit of a gradient may tip a number over.
         close = 1e-3 if name == "Muon" else CLOSE

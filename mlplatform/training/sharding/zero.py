@@ -101,7 +101,8 @@ class ZeroStrategy(DeepSpeedStrategy):
         for child in model.children():
             if child is not model.model:
                 child.to(self.root_device)
-        engine, optimizer = super()._setup_model_and_optimizer(model.model, optimizer, lr_scheduler)
+        with _not_broadcast():
+            engine, optimizer = super()._setup_model_and_optimizer(model.model, optimizer, lr_scheduler)
         self.share.engine = engine
         return engine, optimizer
 
@@ -204,6 +205,19 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
+
+
+@contextlib.contextmanager
+def _not_broadcast() -> Iterator[None]:
+    """Keep DeepSpeed from sending rank 0's weights around: all ranks have the same, and it can't send a scalar."""
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+    own = DeepSpeedEngine._broadcast_model
+    DeepSpeedEngine._broadcast_model = lambda _: None
+    try:
+        yield
+    finally:
+        DeepSpeedEngine._broadcast_model = own
 
 
 def _flat(value: Any) -> bool:

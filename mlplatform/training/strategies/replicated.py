@@ -19,9 +19,11 @@ class Arrangement:
 
     Attributes:
         precisions: those it can train in, where the device can.
+        averages: whether an average of the weights can be kept beside them.
     """
 
     kind: str
+    averages = True
     precisions: tuple[PrecisionName, ...] = ("fp32", "bf16-mixed", "bf16-true", "fp16-mixed", "fp8")
 
     def check(self, place: Place, number: PrecisionName = "fp32") -> None:
