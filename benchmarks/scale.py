@@ -3,8 +3,8 @@
 python benchmarks/scale.py                      # ddp and fsdp, on two cores
 python benchmarks/scale.py --strategies tp,zero2 --rounds 5 --steps 4
 
-One process and two are alive at the same time and take turns, so that what else the machine does meets both; a figure is
-the median of their ratios.
+One process and two are alive at the same time and take turns, so that what else the machine does meets both; a figure
+is the median of their ratios.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ROWS, LENGTH = 8, 256
 
 
 def work(strategy: str, rounds: int, steps: int) -> None:
-    """Train, as one rank: a line on standard input is a word to take `steps` steps, one on standard output their time."""
+    """Train, as one rank: for each line on standard input take `steps` steps, and write down their seconds."""
     import torch
 
     import mlplatform as mp

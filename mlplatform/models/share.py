@@ -105,4 +105,4 @@ def _local(tensor: Any) -> Tensor:
 def _groups(tensor: Any) -> tuple[Any, ...]:
     """Return the process groups among which a tensor is divided."""
     places = getattr(tensor, "placements", ())
-    return tuple(tensor.device_mesh.get_group(i) for i, place in enumerate(places) if place.is_shard())
+    return tuple(tensor.device_mesh.get_group(i) for i, place in enumerate(places) if hasattr(place, "dim"))

@@ -100,7 +100,9 @@ def found(request: pytest.FixtureRequest) -> Any:
 def test_trains_as_one_process_does(strategy: str, tmp_path: Path, alone: dict[Any, Any], found: Any) -> None:
     kind, world = (TWO | FOUR)[strategy], 2 if strategy in TWO else 4
     first = trained(strategy)[0]
-    cells = [*(Cell(model, kind) for model in trained(strategy)), *precise(kind, first)]
+    # With four ranks a held-out micro-batch of eight pairs would leave one of them without any.
+    micro = {"clip": 1} if world == 4 else {}
+    cells = [*(Cell(model, kind, micro=micro.get(model, 2)) for model in trained(strategy)), *precise(kind, first)]
     said = together(tmp_path, world, cells)
     told = {}
     for cell, one in zip(cells, said, strict=True):
@@ -134,7 +136,7 @@ def table(lines: list[str], start: str) -> dict[str, list[str]]:
         if line.startswith("#"):
             break
         if line.startswith("| `"):
-            name, *cells = (cell.strip() for cell in line.strip("| ").split("|"))
+            name, *cells = (cell.strip() for cell in line.split("|")[1:-1])
             rows[name.strip("`")] = cells
     return rows
 

@@ -101,7 +101,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         for child in model.children():
             if child is not model.model:
                 child.to(self.root_device)
-        with _not_broadcast():
+        with _without_scalars(model.model):
             engine, optimizer = super()._setup_model_and_optimizer(model.model, optimizer, lr_scheduler)
         self.share.engine = engine
         return engine, optimizer
@@ -150,7 +150,6 @@ class ZeroStrategy(DeepSpeedStrategy):
     @torch.no_grad()
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         from deepspeed.runtime.zero import GatheredParameters
-        from deepspeed.utils import safe_set_full_fp32_param
 
         module: Any = self.lightning_module
         own = module.state_dict(keep_vars=True)
@@ -162,7 +161,7 @@ class ZeroStrategy(DeepSpeedStrategy):
             else:
                 own[name].data.copy_(whole)
             if own[name].requires_grad:
-                safe_set_full_fp32_param(own[name], whole.float())
+                _put(own[name], whole.float())
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         """Return the state as one process would have it. All ranks call it."""
@@ -183,8 +182,6 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     @torch.no_grad()
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        from deepspeed.utils import safe_set_full_optimizer_state
-
         [optimizer], [state] = self.optimizers, checkpoint["optimizer_states"]
         base, parameters = _base(optimizer), self._parameters()
         entries = by_name(state)
@@ -198,7 +195,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         for name, entry in entries.items():
             for key, value in entry.items():
                 if _flat(value):
-                    safe_set_full_optimizer_state(parameters[name], value.float().to(self.root_device), key)
+                    _put(parameters[name], value.float().to(self.root_device), key)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         Strategy.save_checkpoint(self, checkpoint, filepath)
@@ -207,17 +204,32 @@ class ZeroStrategy(DeepSpeedStrategy):
         return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
 
 
-@contextlib.contextmanager
-def _not_broadcast() -> Iterator[None]:
-    """Keep DeepSpeed from sending rank 0's weights around: all ranks have the same, and it can't send a scalar."""
-    from deepspeed.runtime.engine import DeepSpeedEngine
+def _put(parameter: Any, whole: Tensor, key: str | None = None) -> None:
+    """Give this rank its piece of a weight kept in fp32, or of one of its moments.
 
-    own = DeepSpeedEngine._broadcast_model
-    DeepSpeedEngine._broadcast_model = lambda _: None
-    try:
-        yield
-    finally:
-        DeepSpeedEngine._broadcast_model = own
+    As DeepSpeed's `safe_set_full_*`, which at stage 3 can't take a number of weights that ranks don't divide.
+    """
+    if not hasattr(parameter, "ds_id"):
+        return parameter.set_full_hp_param(whole, key)
+    held = parameter._z3_optimizer
+    piece, _ = held._get_fp32_opt_state_partition(parameter, release_swap_buffers=False, optim_state_key=key)
+    start = piece.numel() * held._get_param_partition_rank(parameter)
+    own = whole.flatten()[start : start + piece.numel()]
+    piece.data[: own.numel()].copy_(own)
+
+
+@contextlib.contextmanager
+def _without_scalars(model: nn.Module) -> Iterator[None]:
+    """Show DeepSpeed vectors of one number where a model has scalars, which it can't send between ranks."""
+    scalars: list[Any] = [p for p in model.parameters() if p.ndim == 0]
+    for p in scalars:
+        p.data = p.data.view(1)
+    yield
+    for p in scalars:
+        if hasattr(p, "ds_shape"):
+            p.ds_shape = torch.Size([])
+        if p.numel():
+            p.data = p.data.view(())
 
 
 def _flat(value: Any) -> bool:

@@ -25,6 +25,8 @@ ELEMENTWISE = ("Adam", "AdamW", "SGD", "RMSprop", "Adagrad", "Adamax", "NAdam", 
 class Sharded(Arrangement):
     """What the strategies of this file share. `offload` and `gather` are FSDP's."""
 
+    precisions: tuple[PrecisionName, ...] = ("fp32", "bf16-mixed", "bf16-true", "fp8")
+    """No fp16: torch's loss scaling can't look at gradients of which some are divided and some are not."""
     offload = False
     gather: Literal["fp32", "bf16"] = "fp32"
     experts_divided = False
@@ -102,7 +104,7 @@ class TensorParallel(Sharded):
     def __init__(self) -> None:
         pass
 
-    precisions: tuple[PrecisionName, ...] = ("fp32", "bf16-mixed", "bf16-true", "fp16-mixed")
+    precisions: tuple[PrecisionName, ...] = ("fp32", "bf16-mixed", "bf16-true")
 
     def sizes(self, processes: int) -> Mesh:
         """Return the mesh: one row."""
@@ -123,7 +125,7 @@ class FSDPTensorParallel(Sharded):
     ) -> None:
         self.tensor, self.offload, self.gather = tensor, offload, gather
 
-    precisions: tuple[PrecisionName, ...] = ("fp32", "bf16-mixed", "bf16-true", "fp16-mixed")
+    precisions: tuple[PrecisionName, ...] = ("fp32", "bf16-mixed", "bf16-true")
 
     def sizes(self, processes: int) -> Mesh:
         """Return the mesh: shards by parts of a layer."""
