@@ -108,7 +108,8 @@ def test_trains_as_one_process_does(strategy: str, tmp_path: Path, alone: dict[A
     for cell, one in zip(cells, said, strict=True):
         precision = cell.trainer.get("precision")
         other = alone[precision, cell.model] if precision else alone[cell.model]
-        names = ["train/loss"] if precision else ["train/loss", "validation/loss"]
+        # A held-out loss of pairs is within a micro-batch.
+        names = ["train/loss", *([] if precision or cell.micro != 2 else ["validation/loss"])]
         gap = max(largest_difference(one, other, name) for name in names)
         assert gap < PRECISIONS[precision or "fp32"], f"{cell}: {gap}"
         told[precision or cell.model] = f"{gap:.0e}"

@@ -71,7 +71,10 @@ def divide_layers(model: nn.Module, mesh: DeviceMesh) -> None:
             if part is not None:
                 style = _style(how, module, mesh)
                 style.src_data_rank = None  # all ranks hold the same weights: each cuts its part out
+                trained = {key for key, p in part.named_parameters() if p.requires_grad}
                 parallelize_module(part, mesh, style)
+                for key, p in part.named_parameters():
+                    p.requires_grad_(key in trained)
 
 
 def _numbers(module: Any) -> dict[str, int]:

@@ -104,13 +104,16 @@ class ZeroStrategy(DeepSpeedStrategy):
         with _without_scalars(model.model):
             engine, optimizer = super()._setup_model_and_optimizer(model.model, optimizer, lr_scheduler)
         self.share.engine = engine
+        _gather_small(optimizer)
         return engine, optimizer
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         return self.lightning_module.training_step(*args, **kwargs)  # type: ignore[union-attr]
 
     def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:
-        self.deepspeed_engine._backward_prologue()  # what a call of the engine, instead of the model, would prepare
+        engine = self.deepspeed_engine  # what a call of the engine, instead of the model, would prepare:
+        engine.optimizer.clear_backward_seen_flag()  # whether gradients are added to earlier ones of the step
+        engine._backward_prologue()
         return super().backward(closure_loss, optimizer, *args, **kwargs)
 
     @contextlib.contextmanager
@@ -145,6 +148,7 @@ class ZeroStrategy(DeepSpeedStrategy):
             else:
                 with GatheredParameters([p]):
                     found[f"model.{name}"] = p.detach().cpu().clone()
+        _gather_small(self.optimizers[0])
         return found
 
     @torch.no_grad()
@@ -162,6 +166,7 @@ class ZeroStrategy(DeepSpeedStrategy):
                 own[name].data.copy_(whole)
             if own[name].requires_grad:
                 _put(own[name], whole.float())
+        _gather_small(self.optimizers[0])
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         """Return the state as one process would have it. All ranks call it."""
@@ -216,6 +221,14 @@ def _put(parameter: Any, whole: Tensor, key: str | None = None) -> None:
     start = piece.numel() * held._get_param_partition_rank(parameter)
     own = whole.flatten()[start : start + piece.numel()]
     piece.data[: own.numel()].copy_(own)
+
+
+def _gather_small(optimizer: Any) -> None:
+    """At stage 3, have the weights that stay whole at hand: some are read between passes of the model."""
+    small = getattr(getattr(optimizer, "_optimizer", optimizer), "persistent_parameters", [])
+    missing = [p for p in small if p.ds_status.name == "NOT_AVAILABLE"]
+    if missing:
+        missing[0].all_gather(missing)
 
 
 @contextlib.contextmanager

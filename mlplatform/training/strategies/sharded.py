@@ -49,7 +49,7 @@ class Sharded(Arrangement):
         if name not in ("adamw", "muon", *ELEMENTWISE):
             told = f"the state of {name} can't be divided among ranks; use adamw or muon, or strategy=ddp"
             raise SpecError(problems=[("optimizer", told)])
-        if (size := self.sizes(place.processes).tensor) > 1:
+        if (size := self.sizes(place.processes).parts) > 1:
             check_layers(model, size, self.kind)
 
     def share(self, place: Place) -> Share:

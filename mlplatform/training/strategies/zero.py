@@ -11,7 +11,7 @@ from torch import nn
 
 from mlplatform.errors import SpecError
 from mlplatform.models.share import Share
-from mlplatform.registry import Natural, Spec, block
+from mlplatform.registry import Positive, Spec, block
 from mlplatform.training import precision
 from mlplatform.training.precision import PrecisionName
 from mlplatform.training.strategies.place import Place
@@ -107,7 +107,7 @@ class Zero3(ZeRO):
     stage = 3
     averages = False
 
-    def __init__(self, *, offload: bool = False, keep: Natural = 100_000) -> None:
+    def __init__(self, *, offload: bool = False, keep: Positive = 100_000) -> None:
         self.offload, self.keep = offload, keep
 
     def check_model(self, model: nn.Module, optimizer: Spec, place: Place) -> None:
