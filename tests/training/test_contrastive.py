@@ -167,7 +167,7 @@ def test_what_is_frozen_stays(tmp_path: Path, whole: Any) -> None:
 
 
 def _rank(folder: Path) -> None:
-    Pairs(folder / "rows", micro=4).go(folder / "checkpoints", devices=2)
+    Pairs(folder / f"rows{os.environ['RANK']}", micro=4).go(folder / "checkpoints", devices=2)
 
 
 @pytest.mark.distributed

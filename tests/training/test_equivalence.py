@@ -50,7 +50,7 @@ SHORT = 4
 
 def trained(strategy: str) -> tuple[str, ...]:
     """Return the models a strategy is for."""
-    return ("afmoe",) if strategy == "ep" else MODELS
+    return {"ep": ("afmoe",), "zero3": MODELS[:3]}.get(strategy, MODELS)
 
 
 def refused(strategy: dict[str, Any], precision: Any) -> str | None:

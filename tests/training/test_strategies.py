@@ -72,6 +72,7 @@ def test_lengths_that_are_none(fields: dict[str, Any], says: str) -> None:
         spec("trainer", kind="trainer", **fields).build().plan(10.0)
 
 
+SIX = ("trunk.layer.attention.kv_heads=6",)
 FALCON = ["trunk.layer.attention.heads=4", "trunk.layer.attention.kv_heads=1"]
 
 
@@ -97,12 +98,19 @@ def test_processes_that_do_not_divide_up(strategy: dict[str, Any], processes: in
 @pytest.mark.parametrize(
     ("strategy", "processes", "model", "optimizer", "says"),
     [
-        ("tp", 4, shell(), {"kind": "adamw"}, r"attention\.heads=6 can't be divided by 4 ranks; 2 ranks would fit"),
+        (
+            "tp",
+            4,
+            shell("llama_tiny", SIX),
+            {"kind": "adamw"},
+            r"attention\.heads=6 can't be divided by 4 ranks; 2 ranks would fit",
+        ),
         ("tp", 2, shell("resnet"), {"kind": "adamw"}, r"no block of this model can be divided .* use strategy=fsdp"),
         ("ep", 2, shell(), {"kind": "adamw"}, r"this model has none; use strategy=fsdp"),
         ("ep", 3, shell("afmoe_tiny"), {"kind": "adamw"}, r"has 8 experts, which 3 ranks .* it may be 2, 4, 8"),
         ("zero2", 2, shell(), {"kind": "muon"}, r"optimizer: muon reads whole matrices, .* use optimizer=adamw"),
         ("zero1", 2, shell(), {"_target_": "torch.optim.Adafactor"}, r"optimizer: Adafactor reads whole"),
+        ("zero3", 2, shell("clip_tiny"), {"kind": "adamw"}, r"zero3 can't divide the scalar logit_scale; use zero2"),
         ("fsdp", 2, shell(), {"kind": "adafactor"}, r"the state of adafactor can't be divided .* use adamw or muon"),
     ],
 )

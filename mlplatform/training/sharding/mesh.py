@@ -29,11 +29,6 @@ class Mesh(NamedTuple):
     shards: int
     parts: int
 
-    @property
-    def tensor(self) -> int:
-        """Ranks that divide a layer among them."""
-        return self.parts
-
 
 class MeshShare(Share):
     """A model whose weights are divided over a mesh: DTensors of torch's own engines.

@@ -239,10 +239,7 @@ def _without_scalars(model: nn.Module) -> Iterator[None]:
         p.data = p.data.view(1)
     yield
     for p in scalars:
-        if hasattr(p, "ds_shape"):
-            p.ds_shape = torch.Size([])
-        if p.numel():
-            p.data = p.data.view(())
+        p.data = p.data.view(())
 
 
 def _flat(value: Any) -> bool:

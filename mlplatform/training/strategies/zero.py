@@ -9,7 +9,7 @@ from lightning.pytorch.plugins import DeepSpeedPrecision, Precision
 from lightning.pytorch.strategies import Strategy
 from torch import nn
 
-from mlplatform.errors import SpecError
+from mlplatform.errors import SpecError, listing
 from mlplatform.models.share import Share
 from mlplatform.registry import Positive, Spec, block
 from mlplatform.training import precision
@@ -111,10 +111,14 @@ class Zero3(ZeRO):
         self.offload, self.keep = offload, keep
 
     def check_model(self, model: nn.Module, optimizer: Spec, place: Place) -> None:
-        """Refuse adapters too: the frozen weights they stand on can't be told from others while in pieces."""
+        """Refuse adapters and scalars too, of which something must be known while they are in pieces."""
         super().check_model(model, optimizer, place)
         if getattr(model, "adapted", False):
             raise SpecError(problems=[("strategy", "zero3 does not train adapters; use zero2 or fsdp")])
+        scalars = [name for name, p in model.named_parameters() if p.ndim == 0]
+        if scalars:  # which a task reads between passes of the model, when they may be in pieces
+            told = f"zero3 can't divide the scalar {listing(scalars)}; use zero2 or fsdp"
+            raise SpecError(problems=[("strategy", told)])
 
     def options(self) -> dict[str, Any]:
         """Return DeepSpeed's own options of the stage."""
