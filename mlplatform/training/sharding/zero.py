@@ -111,7 +111,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         return self.lightning_module.training_step(*args, **kwargs)  # type: ignore[union-attr]
 
     def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:
-        engine = self.deepspeed_engine  # what a call of the engine, instead of the model, would prepare:
+        engine: Any = self.deepspeed_engine  # what a call of the engine, instead of the model, would prepare:
         engine.optimizer.clear_backward_seen_flag()  # whether gradients are added to earlier ones of the step
         engine._backward_prologue()
         return super().backward(closure_loss, optimizer, *args, **kwargs)
@@ -144,7 +144,7 @@ class ZeroStrategy(DeepSpeedStrategy):
             if p is None:
                 found[f"model.{name}"] = tensor
             elif p.requires_grad:
-                found[f"model.{name}"] = safe_get_full_fp32_param(p).cpu()
+                found[f"model.{name}"] = _cpu(safe_get_full_fp32_param(p))
             else:
                 with GatheredParameters([p]):
                     found[f"model.{name}"] = p.detach().cpu().clone()
@@ -179,7 +179,7 @@ class ZeroStrategy(DeepSpeedStrategy):
             held = base.state.get(flats[0], {})
             for name in group["param_names"] if held else ():
                 entries[name] = {
-                    key: safe_get_full_optimizer_state(parameters[name], key).cpu() if _flat(value) else deepcopy(value)
+                    key: _cpu(safe_get_full_optimizer_state(parameters[name], key)) if _flat(value) else deepcopy(value)
                     for key, value in held.items()
                 }
         groups = [{key: value for key, value in group.items() if key != "params"} for group in base.param_groups]
@@ -240,6 +240,10 @@ def _without_scalars(model: nn.Module) -> Iterator[None]:
     yield
     for p in scalars:
         p.data = p.data.view(())
+
+
+def _cpu(tensor: Any) -> Tensor:
+    return tensor.cpu()
 
 
 def _flat(value: Any) -> bool:
