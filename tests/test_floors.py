@@ -41,6 +41,8 @@ THIRD_PARTIES = {
     "seqeval": {"tasks"},
     "huggingface_hub": {"interop", "cli"},
     "pyarrow": {"data", "cli"},
+    "deepspeed": {"training"},
+    "torchao": {"training"},
     "wandb": {"runs", "training", "cli"},
     "tensorboard": {"runs", "training", "cli"},
     "mlflow": {"runs"},

@@ -146,7 +146,7 @@ def test_the_calls_that_matter_are_among_those_checked() -> None:
     """A guard of the guard: it sees the trainer and the optimizers, and would see a renamed argument."""
     checked = {
         name.split(".")[-1]
-        for file in (PACKAGE / "training").glob("*.py")
+        for file in (PACKAGE / "training").rglob("*.py")
         for _, name, thing, call in calls(file)
         if call.keywords and bound(thing, call) is True
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from mlplatform.blocks.activations import ACTIVATIONS
@@ -16,6 +18,8 @@ class MLP(nn.Module):
         width: hidden features; null for 4 * dim.
         dropout: share of the hidden features set to zero in training.
     """
+
+    splits: ClassVar[dict[str, str]] = {"up": "columns", "down": "rows"}
 
     def __init__(
         self,
@@ -34,6 +38,10 @@ class MLP(nn.Module):
         self.activation = ACTIVATIONS[activation]
         self.dropout = nn.Dropout(dropout)
 
+    def divisible(self) -> dict[str, int]:
+        """Return what ranks that divide it must divide."""
+        return {"width": self.up.out_features}
+
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) -> (..., dim)"""
         return self.down(self.dropout(self.activation(self.up(x))))
@@ -42,6 +50,8 @@ class MLP(nn.Module):
 @block("mlp/gated_mlp")
 class GatedMLP(nn.Module):
     """down(activation(gate(x)) * up(x)); SwiGLU with `silu`. arXiv:2002.05202"""
+
+    splits: ClassVar[dict[str, str]] = {"gate": "columns", "up": "columns", "down": "rows"}
 
     def __init__(
         self,
@@ -59,6 +69,10 @@ class GatedMLP(nn.Module):
         self.down.residual = True  # type: ignore[assignment]
         self.activation = ACTIVATIONS[activation]
         self.dropout = nn.Dropout(dropout)
+
+    def divisible(self) -> dict[str, int]:
+        """Return what ranks that divide it must divide."""
+        return {"width": self.up.out_features}
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) -> (..., dim)"""

@@ -21,6 +21,7 @@ from mlplatform.data.tokens import build_tokenizer
 from mlplatform.errors import RunError, SpecError, listing
 from mlplatform.models import build
 from mlplatform.models.costs import PRECISIONS
+from mlplatform.models.share import Share
 from mlplatform.models.trained import adapter_alone
 from mlplatform.registry import Natural, Spec, Text, block
 from mlplatform.runs.launchers.local import Local
@@ -107,9 +108,7 @@ class Experiment:
             SpecError: the machine lacks what is asked, blocks don't fit, or the task doesn't fit the model.
             RunError: the model with its gradients and optimizer is larger than the machine's memory.
         """
-        place = preflight(self.trainer, self.strategy, self.schedule, self.launcher.place)
-        shell = build(self.model, device="meta")
-        self._choose_parts(shell)
+        place, shell = self.check_processes()
         task = self.build_task(shell)
         optimizers.build(self.optimizer, shell)
         trackers(self.logger)
@@ -124,6 +123,18 @@ class Experiment:
         if self.init_from is not None:
             self._model = initial(self.model.data, self.init_from, self.seed)
         return place
+
+    def check_processes(self) -> tuple[Place, nn.Module]:
+        """Check that the machine and the strategy fit the model; return the place, and the model without weights.
+
+        Raises:
+            SpecError: the machine lacks what is asked, or the strategy can't divide the model among the devices.
+        """
+        place = preflight(self.trainer, self.strategy, self.schedule, self.launcher.place)
+        shell = build(self.model, device="meta")
+        self._choose_parts(shell)
+        self.strategy.build().check_model(shell, self.optimizer, place)
+        return place, shell
 
     def _check_batch(self, task: Any) -> None:
         """Check the batch and the data against the task and the model."""
@@ -193,7 +204,8 @@ class Experiment:
             material, collator = (self._records if task.reads_records else self._documents)(task)
             if self.teacher is not None:
                 self.teacher.check_tokenizer(self._tools.tokenizer)
-            self._data = DataModule(material, self.batch, collator, self.seed, place.rank, place.world)
+            share = self.strategy.build().share(place) if place.processes > 1 else Share()
+            self._data = DataModule(material, self.batch, collator, self.seed, share.number, share.count)
             self._data.setup()
         return self._data
 

@@ -30,6 +30,7 @@ from mlplatform.runs.screen import Screen, told
 from mlplatform.runs.secrets import Scrubber
 from mlplatform.runs.stopping import handling
 from mlplatform.runs.trackers import Recorders, trackers
+from mlplatform.runs.weights import load_run
 from mlplatform.runs.words import banner, summary
 from mlplatform.training.checkpoints import newest_whole, step_of
 from mlplatform.training.engine import Result, fit
@@ -196,7 +197,7 @@ def _end(folder: Path, result: Result, experiment: Experiment, task: Any, screen
     metrics.write_table(folder)
     sample = None
     if result.status == "finished" and task.goes_on:
-        sample = _sample(folder, result.steps, experiment, task.model, screen)
+        sample = _sample(folder, result.steps, experiment, task, screen)
     sessions = record.read(folder)["sessions"]
     sessions[-1] |= {"end": time.time(), "to_step": result.steps, "status": result.status}
     final = record.update(
@@ -214,10 +215,12 @@ def _end(folder: Path, result: Result, experiment: Experiment, task: Any, screen
         screen.say(line)
 
 
-def _sample(folder: Path, step: int, experiment: Experiment, model: torch.nn.Module, screen: Screen) -> str | None:
+def _sample(folder: Path, step: int, experiment: Experiment, task: Any, screen: Screen) -> str | None:
     """Write a text of the model's into samples/; what can't be sampled from is said and is no failure."""
     try:
-        words, start = experiment.tools.tokenizer, experiment.prompt
+        words, start, model = experiment.tools.tokenizer, experiment.prompt, task.model
+        if task.share.divides:  # of which the other ranks, by now gone, hold a part
+            model = load_run(folder, averaged=False)
         text = generate(model, words, start, max_new_tokens=SAMPLE_TOKENS, seed=experiment.seed)
     except PlatformError as error:
         screen.say(f"no sample: {error}")

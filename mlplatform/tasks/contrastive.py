@@ -104,7 +104,7 @@ class Contrastive(RecordTask):
                 rows = slice(start, start + len(text))
                 # Ranks' gradients are averaged: the towers' are each rank's own part, the scale's is the same on all.
                 pull = (text * towers[0][rows]).sum() + (image * towers[1][rows]).sum()
-                objective = pull * self.trainer.world_size + (self._scale_alone(loss) if last else 0.0)
+                objective = pull * self.share.count + (self._scale_alone(loss) if last else 0.0)
                 with torch.autocast(self.device.type, enabled=False):
                     self.manual_backward(objective)
             start += len(text)
@@ -138,15 +138,16 @@ class Contrastive(RecordTask):
 
     def _gathered(self, own: Tensor) -> Tensor:
         """Return the vectors of all ranks in their order, this rank's with their gradient."""
-        if self.trainer.world_size == 1:
+        if self.share.count == 1:
             return own
-        sizes = [torch.zeros((), dtype=torch.long, device=own.device) for _ in range(self.trainer.world_size)]
-        torch.distributed.all_gather(sizes, torch.tensor(len(own), device=own.device))
+        group = self.share.group
+        sizes = [torch.zeros((), dtype=torch.long, device=own.device) for _ in range(self.share.count)]
+        torch.distributed.all_gather(sizes, torch.tensor(len(own), device=own.device), group)
         most = int(max(sizes))
         parts = [own.new_zeros(most, own.shape[1]) for _ in sizes]
-        torch.distributed.all_gather(parts, F.pad(own.detach(), (0, 0, 0, most - len(own))))
+        torch.distributed.all_gather(parts, F.pad(own.detach(), (0, 0, 0, most - len(own))), group)
         parts = [part[: int(size)] for part, size in zip(parts, sizes, strict=True)]
-        parts[self.trainer.global_rank] = own
+        parts[self.share.number] = own
         return torch.cat(parts)
 
     @staticmethod

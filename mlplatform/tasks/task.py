@@ -16,6 +16,7 @@ from mlplatform.blocks.moe import auxiliary_loss, expert_metrics, mixtures
 from mlplatform.context import Output
 from mlplatform.data.collate import IGNORED, Collator
 from mlplatform.errors import CheckpointError, DataError, RunError, SpecError, listing
+from mlplatform.models.share import Share
 from mlplatform.models.trained import frozen_digest, trained_names
 from mlplatform.registry import kinds
 
@@ -43,6 +44,7 @@ class Task(L.LightningModule):
 
     Attributes:
         make_optimizer: returns the optimizer of a model. clip_norm: largest norm of the gradient, None for no limit.
+        share: how ranks divide the work.
         on_bad_step: called with a step's number and what is wrong when its loss or gradient is not finite; raises, or
             returns: the step then changes nothing. None raises. All are set by whoever runs the task.
         figures: the last step's, set just before its weights change.
@@ -78,6 +80,7 @@ class Task(L.LightningModule):
         self.make_optimizer: Callable[[nn.Module], Optimizer] | None = None
         self.clip_norm: float | None = None
         self.on_bad_step: Callable[[int, str], None] | None = None
+        self.share = Share()
         self.figures = Figures(math.nan, math.nan, 0, 0)
         self._base = ""
 
@@ -101,6 +104,10 @@ class Task(L.LightningModule):
         """Return the metrics of the (loss_sum, targets, bytes) of a whole validation pass."""
         raise NotImplementedError
 
+    def configure_model(self) -> None:
+        """Keep this rank's part of the model; Lightning calls it once processes can talk to each other."""
+        self.share.divide(self.model)
+
     def configure_optimizers(self) -> Optimizer:
         """Return the optimizer `make_optimizer` makes."""
         if self.make_optimizer is None:
@@ -119,12 +126,18 @@ class Task(L.LightningModule):
         total, tokens = self._totals(micro_batches)
         self.figures = Figures(math.nan, math.nan, total, tokens)
         self._loss = self.backward_all(micro_batches, total)
+        self.share.complete(self.model)
         optimizer: Any = self.optimizers()
         with torch.autocast(self.device.type, enabled=False):
             optimizer.step()
+        if not self.share.clips:
+            self._check_finite(optimizer, self.share.norm())
         optimizer.zero_grad()
         for _, moe in mixtures(self.model):
             moe.settle(self._sum)
+            for parameter in moe.router.parameters():
+                if not parameter.requires_grad:
+                    self.share.changed(parameter)
 
     def backward_all(self, micro_batches: list[Batch], total: int) -> Tensor:
         """Give every parameter its gradient of a step; return the step's mean loss over all ranks, in fp64.
@@ -141,7 +154,7 @@ class Task(L.LightningModule):
                     objective = objective + extra * out.loss_count
                 with torch.autocast(self.device.type, enabled=False):
                     # Ranks' gradients are averaged, hence the factor: the sum over ranks divided by the global total.
-                    self.manual_backward(objective * (self.trainer.world_size / total))
+                    self.manual_backward(objective * (self.share.count / total))
             loss_sum += out.loss_sum.detach()
         return self._sum(loss_sum) / total
 
@@ -160,12 +173,13 @@ class Task(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip, and stop before anything that is not finite reaches the weights. Gradients are unscaled here."""
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if self.clip_norm is not None:
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
-        loss, size = torch.stack([self._loss, norm.double()]).tolist()
+        norm = self.share.clip([p for group in optimizer.param_groups for p in group["params"]], self.clip_norm)
+        if norm is not None:
+            self._check_finite(optimizer, norm)
+
+    def _check_finite(self, optimizer: Optimizer, norm: Tensor) -> None:
+        """Note the loss and the norm of a step; one that is not finite is left out, or ends the run."""
+        loss, size = torch.stack([self._loss, norm.double().to(self._loss.device)]).tolist()
         self.figures = self.figures._replace(loss=loss, grad_norm=size)
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # fp16 skips such a step by itself
         if not math.isfinite(loss) or not (math.isfinite(size) or scaled):
@@ -217,6 +231,7 @@ class Task(L.LightningModule):
         """Forget what the measures saw in an earlier pass."""
         for measure in self.measures.values():
             measure.to(self.device)
+            measure.process_group = self.share.group
             measure.reset()
 
     def measured(self) -> dict[str, float]:
@@ -262,7 +277,13 @@ class Task(L.LightningModule):
             self._base = frozen_digest(self.model)
             if checkpoint.get("base") != self._base:
                 raise CheckpointError("the weights init_from names are not those this run's adapter began on")
-        check_weights(checkpoint["state_dict"], own)
+        check_weights(checkpoint["state_dict"], self._whole(own))
+
+    def _whole(self, own: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the shapes of whole weights, of which this rank may hold a part."""
+        parameters = dict(self.named_parameters())
+        shapes = {name: self.share.shape(parameters.get(name, tensor)) for name, tensor in own.items()}
+        return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
     def _trained(self) -> set[str]:
         return {f"model.{name}" for name in trained_names(self.model)}
@@ -279,8 +300,8 @@ class Task(L.LightningModule):
         return int(targets), int(tokens)
 
     def _sum(self, tensor: Tensor) -> Tensor:
-        """Sum over ranks."""
-        return self.trainer.strategy.reduce(tensor, reduce_op="sum")  # type: ignore[return-value]
+        """Sum over the ranks that read different data."""
+        return self.share.sum(tensor)
 
 
 def real_tokens(batch: Batch) -> Tensor:

@@ -16,14 +16,16 @@ import lightning.pytorch as L
 import torch
 from torch import nn
 
-from mlplatform.errors import RunError, SpecError
+from mlplatform.errors import RunError, SpecError, did_you_mean, listing
 from mlplatform.models.costs import training_flops_per_token
+from mlplatform.models.share import Share
 from mlplatform.registry import Spec
 from mlplatform.training import optimizers, precision
 from mlplatform.training.callbacks import Best, Course, Keeping, Session
 from mlplatform.training.checkpoints import clean, newest_whole, prune
 from mlplatform.training.ema import AveragedWeights
 from mlplatform.training.faults import Fault, Stop
+from mlplatform.training.freezing import matches
 from mlplatform.training.meters import Feed, Speed, peak_flops
 from mlplatform.training.progress import Display, Quiet, display
 from mlplatform.training.rng import Randomness
@@ -68,7 +70,14 @@ def preflight(
     """
     settings: TrainerSettings = trainer.build()
     place = find(settings.accelerator, settings.devices)
-    strategy.build().check(place)
+    arrangement = strategy.build()
+    arrangement.check(place, settings.precision)
+    if settings.ema is not None and not arrangement.averages:
+        told = f"strategy={strategy.kind} keeps no average of its weights; set it to null, or use strategy=fsdp"
+        raise SpecError(problems=[("trainer.ema", told)])
+    if settings.on_bad_loss is not None and settings.on_bad_loss.kind != "stop" and not arrangement.leaves_out:
+        told = f"strategy={strategy.kind} can't take a step back; set trainer.on_bad_loss.kind=stop"
+        raise SpecError(problems=[("trainer.on_bad_loss", told)])
     if place.device == "cpu" or torch.cuda.is_available():  # without any, the run is meant for another machine
         precision.check(settings.precision, place.device)
     plan, shape = settings.plan(UNKNOWN_EPOCH), schedule.build() if schedule is not None else None
@@ -118,12 +127,12 @@ def fit(
         RunError: the loss is not finite, the disk is full, or a second SIGINT.
     """
     settings: TrainerSettings = trainer.build()
-    place = Place.find(settings.accelerator, settings.devices)
+    place, arrangement = Place.find(settings.accelerator, settings.devices), strategy.build()
     shown: Display = (show or display()) if place.rank == 0 else Quiet()
     watchdog = _watchdog(data)
     feed = Feed(data.train_dataloader(), now, watchdog.each)
     keep = partial(prune, folder, settings.keep, settings.keep_best) if folder is not None else None
-    io = FolderIO(extra, live=lambda: task.model.state_dict(), kept=keep, background=True)
+    io = FolderIO(extra, kept=keep, background=True)
     with StopSignals() as signals, watchdog, _quiet_lightning():
         session = Session(
             _course(settings, schedule, data),
@@ -141,9 +150,10 @@ def fit(
         )
         task.make_optimizer = partial(_optimizer, optimizer)
         task.clip_norm, task.on_bad_step = settings.clip_norm, session.faults.meet
-        prepare_layers(task.model, settings.compile, settings.activation_checkpointing)
+        task.share = arrangement.share(place)
+        prepare_layers(task.model, settings)
         callbacks = [Randomness(seed), *([session.ema] if session.ema else []), session]
-        engine = _trainer(settings, place, strategy, callbacks, io)
+        engine = _trainer(settings, place, arrangement, task.share, callbacks, io)
         if folder is not None and keep is not None and place.rank == 0:
             clean(folder, resume_from)
             keep()
@@ -179,14 +189,28 @@ def _watchdog(data: Batches) -> Watchdog:
     return Watchdog(data.material.name, shape.timeout + (SLACK if shape.workers else 0))
 
 
-def prepare_layers(model: nn.Module, compiled: bool, checkpointed: bool) -> None:
-    """Turn on, in every tower of a model, compilation and recomputation layer by layer. Names of weights stay."""
-    towers: list[Any] = [m for m in model.modules() if hasattr(m, "checkpointed") and hasattr(m, "layers")]
-    if not towers and (compiled or checkpointed):
+def prepare_layers(model: nn.Module, settings: TrainerSettings) -> None:
+    """Turn on, in every tower of a model, compilation, recomputation and 8 bits layer by layer. Names of weights stay.
+
+    Raises:
+        SpecError: the model has no layers, or none of a pattern's name.
+    """
+    again = settings.activation_checkpointing
+    patterns = ["*"] if again == "full" else again or []
+    towers: Any = {n: m for n, m in model.named_modules() if hasattr(m, "checkpointed") and hasattr(m, "layers")}
+    if not towers and (settings.compile or patterns):
         raise SpecError("trainer.compile and trainer.activation_checkpointing need a model made of layers")
-    for tower in towers:
-        tower.checkpointed = checkpointed
-        for layer in tower.layers if compiled else ():
+    paths = [f"{name}.layers.{i}" for name, tower in towers.items() for i in range(len(tower.layers))]
+    for pattern in patterns:
+        if not any(matches(path, [pattern]) for path in paths):
+            told = f"'{pattern}' names no layer{did_you_mean(pattern, paths)}; there are {listing(paths, 4)}"
+            raise SpecError(problems=[("trainer.activation_checkpointing", told)])
+    for name, tower in towers.items():
+        kept = {i for i in range(len(tower.layers)) if not matches(f"{name}.layers.{i}", patterns)}
+        tower.checkpointed, tower.kept = len(kept) < len(tower.layers), frozenset(kept)
+        if settings.precision == "fp8":
+            precision.in_8_bits(tower.layers)
+        for layer in tower.layers if settings.compile else ():
             layer.compile()
 
 
@@ -194,13 +218,15 @@ def _optimizer(spec: Spec, model: nn.Module) -> torch.optim.Optimizer:
     return optimizers.build(spec, model)
 
 
-def _trainer(settings: TrainerSettings, place: Place, strategy: Spec, callbacks: list[Any], io: FolderIO) -> L.Trainer:
-    plugins: list[Any] = [precision.plugin(settings.precision, place.device), io, place.environment]
+def _trainer(
+    settings: TrainerSettings, place: Place, arrangement: Any, share: Share, callbacks: list[Any], io: FolderIO
+) -> L.Trainer:
+    plugins: list[Any] = [arrangement.plugin(settings.precision, place.device), io, place.environment]
     trainer = L.Trainer(
         accelerator="gpu" if place.device == "cuda" else "cpu",
         devices=place.devices,
         num_nodes=max(1, place.world // place.devices),
-        strategy=strategy.build().build(place),
+        strategy=arrangement.build(place, share, settings.clip_norm),
         plugins=plugins,
         callbacks=callbacks,
         max_epochs=-1,

@@ -8,6 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mlplatform.models.share import Share
+
 
 class StepFigures(Protocol):
     """One optimizer step over all ranks."""
@@ -30,6 +32,7 @@ class Trainable(Protocol):
     make_optimizer: Callable[[nn.Module], Optimizer] | None
     clip_norm: float | None
     on_bad_step: Callable[[int, str], None] | None
+    share: Share
 
     @property
     def figures(self) -> StepFigures: ...
