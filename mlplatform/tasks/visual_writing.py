@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,33 +23,14 @@ from mlplatform.generation.writing import write
 from mlplatform.models import build
 from mlplatform.processors.conversations import Spans
 from mlplatform.processors.tokenizer import IMAGE
+from mlplatform.registry import kinds
 from mlplatform.tasks.task import Batch, count_targets
 from mlplatform.tasks.text_scores import references
+from mlplatform.tasks.ways import MODELS, TASKS, Way, fitting, way_of
 from mlplatform.tasks.written import Written
 
-Way = Literal["beside", "asked", "within"]
-"""How a model reads an image: `beside` the text it goes on with (BLIP's captions); beside a question that is `asked`,
-which a decoder answers (BLIP's answers); or `within` the text, where its vectors take the places of tokens (LLaVA)."""
-TASKS: dict[Way, tuple[str, ...]] = {
-    "beside": ("captioning", "visual_question_answering"),
-    "asked": ("visual_question_answering",),
-    "within": ("captioning", "visual_question_answering", "visual_chat"),
-}
-MODELS = {"beside": "blip_tiny", "asked": "blip_vqa", "within": "llava_tiny"}
 MEASURE = 64
 """The side of the image in pixels by which it is seen what a processor makes of one."""
-
-
-def way_of(model: Any) -> Way | None:
-    """Return how a model reads images and writes, None for one that does not."""
-    kind, inner = getattr(model, "kind", ""), None
-    if kind in ("grounded_text", "vision_language"):
-        inner = model.text if kind == "grounded_text" else model.language
-    if getattr(getattr(inner, "head", None), "task", "") != "causal_lm":
-        return None
-    if kind == "grounded_text":
-        return "asked" if inner.kind == "encoder_decoder" else "beside"
-    return "within" if inner.kind == "single_tower" else None
 
 
 class VisualWriting(Written):
@@ -67,11 +48,13 @@ class VisualWriting(Written):
             return
         told = f"task={self.kind} does not fit this {getattr(model, 'kind', 'model')}"
         if way is not None:
-            raise SpecError(f"{told}: {' and '.join(TASKS[way])} fit{'s' * (len(TASKS[way]) == 1)} it")
+            raise SpecError(f"{told}: {fitting(way)}")
         if hasattr(model, "logit_scale"):
             raise SpecError(f"{told}, which compares and does not write: contrastive fits it")
-        known = [f"model={MODELS[one]}" for one in TASKS if self.kind in TASKS[one]]
-        raise SpecError(f"{told}: it needs a model that reads images and writes, such as {' or '.join(known)}")
+        known = " or ".join(f"model={MODELS[one]}" for one in TASKS if self.kind in TASKS[one])
+        own = getattr(getattr(model, "head", None), "task", None)
+        there = f"; {own} fits this one" if f"task/{own}" in kinds() else ""
+        raise SpecError(f"{told}: it needs a model that reads images and writes, such as {known}{there}")
 
     @property
     def way(self) -> Way:
