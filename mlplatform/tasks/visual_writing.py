@@ -216,7 +216,8 @@ class PromptedAnswers:
         if self.way == "asked":
             ids, labels = prompt, [self.begin, *said]
         else:
-            said = said[: self.length - len(prompt) - 1] + said[-1:]
+            room = self.length - len(prompt)
+            said = said if len(said) <= room else [*said[: room - 1], said[-1]]
             ids, labels = [*prompt, *said], [IGNORED] * len(prompt) + said
         return {"input_ids": np.asarray(ids), "labels": np.asarray(labels), "pixel_values": pixels}
 
