@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as tf
-from pictured import CAPTIONS, COLOURS, captions, options, picture, processor, questions, small, words
+from pictured import CAPTIONS, COLOURS, MODELS, captions, options, picture, processor, questions, small, words
 from safetensors.torch import load_file
 from written_rows import curves, train, write_rows
 
@@ -207,9 +207,7 @@ def test_the_projector_alone_learns(tmp_path: Path) -> None:
         tmp_path, table, *options("llava_tiny"), "task=captioning", "freeze=[vision,language]", "optimizer=adamw",
         "trainer.max=2 steps",
     )  # fmt: skip
-    before = mp.build(
-        "llava_tiny", [*(o.removeprefix("model.") for o in options("llava_tiny") if o.startswith("model."))]
-    )
+    before = mp.build("llava_tiny", MODELS["llava_tiny"])
     after = load_file(run / "checkpoints" / "step=00000002" / "model.safetensors")
     changed = {
         name.split(".")[0]
@@ -292,8 +290,8 @@ def test_an_image_token_spelled_out_is_a_bad_row() -> None:
 @pytest.mark.parametrize(
     ("text", "same"),
     [
-        ("The Dog.", "dog"), ("two", "2"), ("None", "0"), ("3.14", "3.14"), ("1,5 m", "1,5 m"), ("it's red!", "its red"),
-        ("a red, small one", "red small 1"), ("yes / no", "yes no"), ("an", ""), ("T-shirt", "t shirt"),
+        ("The Dog.", "dog"), ("two", "2"), ("None", "0"), ("3.14", "3.14"), ("1,5 m", "1,5 m"),
+        ("it's red!", "its red"), ("a red, small one", "red small 1"), ("yes / no", "yes no"), ("an", ""),
     ],
 )  # fmt: skip
 def test_answers_are_normalised(text: str, same: str) -> None:
