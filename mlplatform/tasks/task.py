@@ -19,6 +19,7 @@ from mlplatform.errors import CheckpointError, DataError, RunError, SpecError, l
 from mlplatform.models.share import Share
 from mlplatform.models.trained import frozen_digest, trained_names
 from mlplatform.registry import kinds
+from mlplatform.tasks.ways import fitting, way_of
 
 Batch = dict[str, Tensor]
 
@@ -332,6 +333,8 @@ def check_fit(task: Task, model: nn.Module) -> None:
     name = task.kind
     head, trunk = getattr(model, "head", None), getattr(model, "trunk", None)
     made_for, kind = getattr(head, "task", None), getattr(model, "kind", "model")
+    if (way := way_of(model)) in ("beside", "asked"):  # those that read images within a text can do without
+        raise SpecError(f"task={name} gives the model no images, and this {kind} reads them: {fitting(way)}")
     read = getattr(getattr(trunk, "input", None), "reads", task.reads_key)
     if read != task.reads_key:
         raise SpecError(f"task={name} gives the model {task.reads_key}, and this {kind} reads {read}")
