@@ -101,7 +101,9 @@ def of_questions(train: Records, held_out: Records) -> dict[str, float]:
     texts = [text for record in train for text in record["answers"]["text"]]
     known = [text for text, _ in Counter(texts).most_common()]
     [(cue, _)] = Counter(
-        record["context"][max(start - CUE, 0) : start] for record in train for start in record["answers"]["answer_start"]
+        record["context"][max(start - CUE, 0) : start]
+        for record in train
+        for start in record["answers"]["answer_start"]
     ).most_common(1)
     contexts = [record["context"] for record in held_out]
     ways = {

@@ -132,9 +132,15 @@ class Padded:
 def padded(row: Arrays, length: int, filler: int) -> Arrays:
     """Lengthen every array of a row: `input_ids` by the filler token, `labels` by -100, all others by 0."""
     blank = {"input_ids": filler, "labels": IGNORED}
-    longer = {name: np.full(length, blank.get(name, 0), dtype=np.int64) for name in row}
-    for name, array in row.items():
-        longer[name][: len(array)] = array  # np.pad takes ten times as long, half of what a packed row takes
+    return {name: _lengthened(array, length, blank.get(name, 0)) for name, array in row.items()}
+
+
+def _lengthened(array: NDArray[Any], length: int, blank: int) -> NDArray[np.int64]:
+    """Return what np.pad does in ten times the time, which was half of what a packed row took."""
+    if len(array) == length:
+        return array.astype(np.int64, copy=False)
+    longer = np.full(length, blank, dtype=np.int64)
+    longer[: len(array)] = array
     return longer
 
 

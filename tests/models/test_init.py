@@ -56,7 +56,11 @@ def test_a_convolutions_inputs_are_times_its_kernel() -> None:
 
 
 def rules(**parts: dict[str, Any]) -> dict[str, Any]:
-    return {"kind": "normal", "std": 0.02, "parts": {k.replace("__", "."): {"kind": "normal", **v} for k, v in parts.items()}}
+    return {
+        "kind": "normal",
+        "std": 0.02,
+        "parts": {k.replace("__", "."): {"kind": "normal", **v} for k, v in parts.items()},
+    }
 
 
 def test_of_the_patterns_that_fit_the_last_counts() -> None:

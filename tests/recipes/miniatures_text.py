@@ -11,7 +11,10 @@ from miniatures_chat import trained
 VOCAB = "model.trunk.input.vocab=300"
 T5 = [
     *(f"model.{tower}.{size}" for tower in ("encoder", "decoder") for size in ("dim=24", "depth=1")),
-    *(f"model.{part}.heads=2" for part in ("encoder.layer.attention", "decoder.layer.attention", "decoder.layer.cross")),
+    *(
+        f"model.{part}.heads=2"
+        for part in ("encoder.layer.attention", "decoder.layer.attention", "decoder.layer.cross")
+    ),
     "model.encoder.input.vocab=400",
     "batch.sequences=4",
     "batch.micro=4",
