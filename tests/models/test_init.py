@@ -1,4 +1,4 @@
-"""Initial values: the rules by their formulas, whose scheme a part keeps to, and the table of docs/initialisation.md."""
+"""Initial values: rules by their formulas, whose scheme a part keeps to, the table of docs/initialisation.md."""
 
 from __future__ import annotations
 

@@ -50,11 +50,6 @@ def t5_spans(folder: Path) -> list[str]:
     return [*_lines(folder), *T5]
 
 
-def t5_titles(folder: Path) -> list[str]:
-    run = trained(folder, "t5_spans", t5_spans(folder))
-    return [*_lines(folder), *T5, f"init_from={run}", f"tokenizer.path={run / 'tokenizer'}"]
-
-
 def qa(folder: Path) -> list[str]:
     rows = []
     for number, text in enumerate(texts()):
@@ -71,6 +66,6 @@ def _lines(folder: Path) -> list[str]:
 
 
 MINIATURES: dict[str, Callable[[Path], list[str]]] = {
-    made.__name__: made for made in (gpt2, afmoe, bert, distilbert, roberta, t5_spans, t5_titles, qa)
+    made.__name__: made for made in (gpt2, afmoe, bert, distilbert, roberta, t5_spans, qa)
 }
 """Recipe -> what writes its miniature's data into a folder and returns the overrides that shrink it."""
