@@ -185,7 +185,8 @@ COURSES = {
         ["t5gemma2", *sized("language.encoder", VOCABULARY, WIDTH, *KEYS, "exceptions=[]"),
          f"language.encoder.input.apart={VOCAB - 1}", *sized("language.decoder", WIDTH, *KEYS, "exceptions=[]"),
          *sized("vision.trunk", *PATCHES[:2], "context_length=4", WIDTH),
-         "vision.heads.pool.heads=2", "vision.heads.pool.mlp.width=48", "projector.tokens=4", f"image_token={VOCAB - 2}"],
+         "vision.heads.pool.heads=2", "vision.heads.pool.mlp.width=48", "projector.tokens=4",
+         f"image_token={VOCAB - 2}"],
         spans, UNIFORM),
     "vit": Course(["vit", *sized("trunk", *PATCHES), "heads.image_classification.labels=4"], classified, CLASS),
     "clip": Course(
