@@ -9,6 +9,8 @@ The overrides are those of `mlplatform train`: `recipes=sentiment`. What is trie
     image, label    the commonest class; logistic regression on pixels; the three nearest neighbours
     image, text     chance; ridge regression from pixels to the words of the text; with a label also the class whose
                     words ridge regression finds, and what classifiers of the label reach
+    question, context, answers      (exact match and F1 in percent) no answer; the commonest answer that stands in the
+                    context; what follows the eight characters that most often stand before an answer, to the next space
 """
 
 from __future__ import annotations
@@ -24,6 +26,9 @@ from held_out import Records, call, records_of
 
 from mlplatform.errors import SpecError
 from mlplatform.processors.image import pixels_of
+
+CUE = 8
+"""Characters before an answer."""
 
 
 def commonest(train: Sequence[Any], held_out: Sequence[Any]) -> float:
@@ -99,6 +104,37 @@ def of_pairs(train: Records, held_out: Records) -> dict[str, float]:
     return {**chance, **recalls, **zero_shot, **of_images(train, held_out)}
 
 
+def of_questions(train: Records, held_out: Records) -> dict[str, float]:
+    """Return SQuAD's exact match and F1."""
+    texts = [text for record in train for text in record["answers"]["text"]]
+    known = [text for text, _ in Counter(texts).most_common()]
+    [(cue, _)] = Counter(
+        record["context"][max(start - CUE, 0) : start]
+        for record in train
+        for start in record["answers"]["answer_start"]
+    ).most_common(1)
+    contexts = [record["context"] for record in held_out]
+    ways = {
+        "no answer": [""] * len(contexts),
+        "the commonest that stands there": [next((t for t in known if t in c), "") for c in contexts],
+        f"what follows {cue!r}": [(c.partition(cue)[2].split() or [""])[0] for c in contexts],
+    }
+    true = [record["answers"]["text"] for record in held_out]
+    return {f"{name}, {score}": value for name, said in ways.items() for score, value in squad(said, true).items()}
+
+
+def squad(said: Sequence[str], true: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Return exact match and F1 in percent; no answer is the empty text."""
+    from torchmetrics.functional.text import squad as scored
+
+    told = [{"prediction_text": text, "id": str(i)} for i, text in enumerate(said)]
+    wanted = [
+        {"answers": {"text": list(texts) or [""], "answer_start": [0] * max(1, len(texts))}, "id": str(i)}
+        for i, texts in enumerate(true)
+    ]
+    return {name.replace("_", " "): float(value) for name, value in scored(told, wanted).items()}
+
+
 def _pixels(records: Records) -> np.ndarray[Any, Any]:
     return np.stack([np.asarray(pixels_of(r["image"], r.place, False), float).reshape(-1) / 255 for r in records])
 
@@ -108,6 +144,7 @@ METHODS: dict[tuple[str, ...], Callable[[Records, Records], dict[str, float]]] =
     ("image", "label"): of_images,
     ("image", "text"): of_pairs,
     ("text", "label"): of_texts,
+    ("question", "context", "answers"): of_questions,
 }
 
 

@@ -50,7 +50,6 @@ class Heads(nn.Module):
         self.k = nn.Linear(kv_dim or dim, kv_heads * self.head_dim, bias="k" in biased)
         self.v = nn.Linear(kv_dim or dim, kv_heads * self.head_dim, bias="v" in biased)
         self.out = nn.Linear(heads * self.head_dim, dim, bias="o" in biased)
-        self.out.residual = True  # type: ignore[assignment]  # some initialisations shrink what is added to the residual
 
     def divisible(self) -> dict[str, int]:
         """Return the numbers that ranks which divide it must divide; none where a norm is over all heads together."""

@@ -34,7 +34,6 @@ class MLP(nn.Module):
         super().__init__()
         self.up = nn.Linear(dim, width or 4 * dim, bias=bias)
         self.down = nn.Linear(width or 4 * dim, out_dim or dim, bias=bias)
-        self.down.residual = True  # type: ignore[assignment]
         self.activation = ACTIVATIONS[activation]
         self.dropout = nn.Dropout(dropout)
 
@@ -66,7 +65,6 @@ class GatedMLP(nn.Module):
         self.gate = nn.Linear(dim, width, bias=bias)
         self.up = nn.Linear(dim, width, bias=bias)
         self.down = nn.Linear(width, dim, bias=bias)
-        self.down.residual = True  # type: ignore[assignment]
         self.activation = ACTIVATIONS[activation]
         self.dropout = nn.Dropout(dropout)
 

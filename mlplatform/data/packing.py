@@ -146,10 +146,16 @@ class Padded:
 def padded(row: Arrays, length: int, filler: int) -> Arrays:
     """Lengthen every array of a row: `input_ids` by the filler token, `labels` by -100, all others by 0."""
     blank = {"input_ids": filler, "labels": IGNORED}
-    return {
-        name: np.pad(array, (0, length - len(array)), constant_values=blank.get(name, 0)).astype(np.int64)
-        for name, array in row.items()
-    }
+    return {name: _lengthened(array, length, blank.get(name, 0)) for name, array in row.items()}
+
+
+def _lengthened(array: NDArray[Any], length: int, blank: int) -> NDArray[np.int64]:
+    """Return what np.pad does in ten times the time, which was half of what a packed row took."""
+    if len(array) == length:
+        return array.astype(np.int64, copy=False)
+    longer = np.full(length, blank, dtype=np.int64)
+    longer[: len(array)] = array
+    return longer
 
 
 def rows(tokens: Tokens, layout: str, length: int, overlap: int, filler: int) -> Rows:

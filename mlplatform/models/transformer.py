@@ -46,7 +46,7 @@ class Transformer(nn.Module):
         normed_states: bool = True,
     ) -> None:
         super().__init__()
-        self.dim, self.context_length, self.norm_spec = dim, context_length, norm
+        self.dim, self.depth, self.context_length, self.norm_spec = dim, depth, context_length, norm
         handed: dict[str, Any] = {"dim": dim, "tower_norm": norm, "context_length": context_length}
         self.input = input.build(**handed, shared=shared)
         heads = layer.child("attention")["heads"]
