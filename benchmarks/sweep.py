@@ -1,6 +1,6 @@
 """What a sweep costs beside its trials: trials that do nothing, each in a process of its own.
 
-    python benchmarks/sweep.py [TRIALS] [AT_ONCE]
+python benchmarks/sweep.py [TRIALS] [AT_ONCE]
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@
 The overrides are those of `mlplatform train`: `recipes=bert_masked`. Counted are the labels its own collator makes of
 the train split (one epoch), scored those of the validation split, each from what the model sees beside it:
 
-    masked tokens   nothing; the token to the left; the tokens to the left and to the right
+    masked tokens   nothing; what stands in their place (the mask, the token itself, another one); also the token to the
+                    left; also the one to the right
     written tokens  nothing; the label before; the two labels before
 """
 
@@ -28,8 +29,8 @@ Codes = NDArray[np.int64]
 ROWS = 256
 
 
-def split_targets(data: DataModule, split: str) -> tuple[Codes, Codes, Codes]:
-    """Return (labels, nearer neighbour, farther neighbour) of every target of a split, as the model meets them."""
+def split_targets(data: DataModule, split: str) -> list[Codes]:
+    """Return the labels of a split, and the tokens beside each, the nearest first, as the model meets them."""
     rows = data.train_rows if split == "train" else data.validation_rows
     seed = data.seed if split == "train" else 0
     found = []
@@ -37,15 +38,14 @@ def split_targets(data: DataModule, split: str) -> tuple[Codes, Codes, Codes]:
         numbers = range(start, min(start + ROWS, len(rows)))
         batch = data.collator([Row(rows.row(n, seed, 0), seed, 0, n) for n in numbers])
         found.append(neighbours(batch))
-    labels, near, far = (np.concatenate(part) for part in zip(*found, strict=True))
-    return labels, near, far
+    return [np.concatenate(part) for part in zip(*found, strict=True)]
 
 
-def neighbours(batch: Batch) -> tuple[Codes, Codes, Codes]:
-    """Return a batch's targets, each with two tokens the model may look at; -1 stands outside the row.
+def neighbours(batch: Batch) -> list[Codes]:
+    """Return a batch's targets, and tokens the model may look at beside each; -1 stands outside the row.
 
-    Where the labels are the inputs themselves or a decoder's: the two before. Where tokens were hidden: the inputs to
-    the left and to the right.
+    Where the labels are the inputs themselves or a decoder's: the two before. Where tokens were hidden: the input at
+    the place itself, to its left and to its right.
     """
     labels, inputs = batch["labels"].numpy(), batch["input_ids"].numpy()
     written = labels.shape != inputs.shape or bool((inputs == labels)[labels != IGNORED].all())
@@ -53,12 +53,12 @@ def neighbours(batch: Batch) -> tuple[Codes, Codes, Codes]:
     edge = np.full((len(labels), 2), -1)
     around = np.concatenate([edge, np.where(seen == IGNORED, -1, seen), edge], 1)
     length, chosen = labels.shape[1], labels != IGNORED
-    left, second = around[:, 1 : 1 + length], around[:, :length] if written else around[:, 3 : 3 + length]
-    return labels[chosen], left[chosen], second[chosen]
+    places = (-1, -2) if written else (0, -1, 1)
+    return [labels[chosen], *(around[:, 2 + place : 2 + place + length][chosen] for place in places)]
 
 
 def cross_entropies(train: Sequence[Codes], held_out: Sequence[Codes], words: int) -> list[float]:
-    """Return nats per target for contexts of 0, 1 and 2 neighbours, by Witten-Bell interpolation."""
+    """Return nats per target for contexts of 0, 1, ... neighbours, by Witten-Bell interpolation."""
     return [float(-np.log(found).mean()) for found in witten_bell(train, held_out, words)]
 
 

@@ -7,7 +7,10 @@ The overrides are those of `mlplatform train`: `recipes=sentiment`. What is trie
     text, label     the commonest class; TF-IDF and logistic regression
     tokens, tags    the commonest tag; each word's commonest tag
     image, label    the commonest class; logistic regression on pixels; the three nearest neighbours
-    image, text     chance; ridge regression from pixels to the words of the text
+    image, text     chance; ridge regression from pixels to the words of the text; with a label also the class whose
+                    words ridge regression finds, and what classifiers of the label reach
+    question, context, answers      (exact match and F1 in percent) no answer; the commonest answer that stands in the
+                    context; what follows the eight characters that most often stand before an answer, to the next space
 """
 
 from __future__ import annotations
@@ -23,6 +26,9 @@ from held_out import Records, call, records_of
 
 from mlplatform.errors import SpecError
 from mlplatform.processors.image import pixels_of
+
+CUE = 8
+"""Characters before an answer."""
 
 
 def commonest(train: Sequence[Any], held_out: Sequence[Any]) -> float:
@@ -77,7 +83,7 @@ def of_images(train: Records, held_out: Records) -> dict[str, float]:
 
 
 def of_pairs(train: Records, held_out: Records) -> dict[str, float]:
-    """Return the recall of each held-out image's own text among all held-out ones."""
+    """Return the recall of each held-out image's own text among all held-out ones, and accuracies where classes are."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import Ridge
 
@@ -88,7 +94,45 @@ def of_pairs(train: Records, held_out: Records) -> dict[str, float]:
     ranks = (scores >= np.diag(scores)[:, None]).sum(1) - 1
     count = len(held_out)
     chance = {f"chance, recall at {k}": k / count for k in (1, 5, 10)}
-    return {**chance, **{f"ridge from pixels to words, recall at {k}": float((ranks < k).mean()) for k in (1, 5, 10)}}
+    recalls = {f"ridge from pixels to words, recall at {k}": float((ranks < k).mean()) for k in (1, 5, 10)}
+    if any(record.get("label") is None for record in (*train, *held_out)):
+        return {**chance, **recalls}
+    names = sorted({record["label"] for record in train})
+    nearest = (said @ words.transform(names).toarray().T).argmax(1)
+    right = [names[place] == record["label"] for place, record in zip(nearest, held_out, strict=True)]
+    zero_shot = {"ridge from pixels to words, the class whose name is nearest": float(np.mean(right))}
+    return {**chance, **recalls, **zero_shot, **of_images(train, held_out)}
+
+
+def of_questions(train: Records, held_out: Records) -> dict[str, float]:
+    """Return SQuAD's exact match and F1."""
+    texts = [text for record in train for text in record["answers"]["text"]]
+    known = [text for text, _ in Counter(texts).most_common()]
+    [(cue, _)] = Counter(
+        record["context"][max(start - CUE, 0) : start]
+        for record in train
+        for start in record["answers"]["answer_start"]
+    ).most_common(1)
+    contexts = [record["context"] for record in held_out]
+    ways = {
+        "no answer": [""] * len(contexts),
+        "the commonest that stands there": [next((t for t in known if t in c), "") for c in contexts],
+        f"what follows {cue!r}": [(c.partition(cue)[2].split() or [""])[0] for c in contexts],
+    }
+    true = [record["answers"]["text"] for record in held_out]
+    return {f"{name}, {score}": value for name, said in ways.items() for score, value in squad(said, true).items()}
+
+
+def squad(said: Sequence[str], true: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Return exact match and F1 in percent; no answer is the empty text."""
+    from torchmetrics.functional.text import squad as scored
+
+    told = [{"prediction_text": text, "id": str(i)} for i, text in enumerate(said)]
+    wanted = [
+        {"answers": {"text": list(texts) or [""], "answer_start": [0] * max(1, len(texts))}, "id": str(i)}
+        for i, texts in enumerate(true)
+    ]
+    return {name.replace("_", " "): float(value) for name, value in scored(told, wanted).items()}
 
 
 def _pixels(records: Records) -> np.ndarray[Any, Any]:
@@ -100,6 +144,7 @@ METHODS: dict[tuple[str, ...], Callable[[Records, Records], dict[str, float]]] =
     ("image", "label"): of_images,
     ("image", "text"): of_pairs,
     ("text", "label"): of_texts,
+    ("question", "context", "answers"): of_questions,
 }
 
 

@@ -32,7 +32,7 @@ ORDERS = (3, 5)
 def written(overrides: Sequence[str], say: Callable[[str], None] = print) -> None:
     """Print the task's scores of what is written without a model."""
     config, _, train, held_out = records_of(overrides)
-    wanted = [record["target"] for record in held_out]
+    wanted = [[record["target"]] for record in held_out]
     sources = [record["source"] for record in held_out]
     means = {
         "the source": sources,

@@ -32,16 +32,21 @@ THIRD_PARTIES = {
     "lightning": {"data", "tasks", "training", "runs", "cli"},
     "tokenizers": {"processors", "cli"},
     "timm": {"blocks"},
-    "scipy": {"blocks", "data", "runs"},
+    "scipy": {"blocks", "data"},
     "soundfile": {"data"},
     "sklearn": {"data"},
+    "datasets": {"data"},
+    "lm_eval": {"runs"},
     "torchmetrics": {"tasks"},
     "seqeval": {"tasks"},
     "huggingface_hub": {"interop", "cli"},
     "pyarrow": {"data", "cli"},
+    "deepspeed": {"training"},
+    "torchao": {"training"},
     "wandb": {"runs", "training", "cli"},
     "tensorboard": {"runs", "training", "cli"},
     "optuna": {"runs"},
+    "mlflow": {"runs"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -26,6 +26,8 @@ BLOCKS = sorted(g for g in Library().groups() if g.startswith("block/"))
 NEEDED = {"data": ["data.path=x"], "tokenizer": ["tokenizer.path=x"], "processor": ["processor.path=x"]}
 BESIDE = {
     "tokenizer=sentinel_bpe": ["model=t5_tiny"],
+    "data=coco": ["data.images=x"],
+    "data=mixture": ["data.parts={x: {kind: text, path: x}}", "data.weights={x: 1}"],
     "teacher=folder": ["teacher.source=x"],
     "processor=image": ["model=vit_tiny", "tokenizer=null"],
 }
@@ -144,7 +146,7 @@ def test_the_calls_that_matter_are_among_those_checked() -> None:
     """A guard of the guard: it sees the trainer and the optimizers, and would see a renamed argument."""
     checked = {
         name.split(".")[-1]
-        for file in (PACKAGE / "training").glob("*.py")
+        for file in (PACKAGE / "training").rglob("*.py")
         for _, name, thing, call in calls(file)
         if call.keywords and bound(thing, call) is True
     }

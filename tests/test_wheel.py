@@ -28,8 +28,9 @@ def test_the_wheel_holds_what_the_checkout_has(wheel: Path) -> None:
             assert f"mlplatform/share/{file.relative_to(TOP).as_posix()}" in names
     for file in (TOP / "mlplatform").rglob("*.py"):
         assert file.relative_to(TOP).as_posix() in names
-    for file in (TOP / "mlplatform" / "data" / "texts").iterdir():
-        assert file.relative_to(TOP).as_posix() in names
+    for folder in ("data/texts", "runs/report"):
+        for file in (TOP / "mlplatform" / folder).rglob("*"):
+            assert file.is_dir() or "__pycache__" in file.parts or file.relative_to(TOP).as_posix() in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not [name for name in names if name.startswith(("tests/", "scripts/", "outputs/"))]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,17 @@ class Heads(nn.Module):
         kv_dim: width of what keys and values are made of, when it isn't dim.
     """
 
+    splits: ClassVar[dict[str, str]] = {
+        "q": "columns",
+        "k": "groups",
+        "v": "groups",
+        "gate": "columns",
+        "q_norm": "heads",
+        "k_norm": "heads",
+        "out": "rows",
+    }
+    """How tensor parallelism divides it (training/sharding/layers.py)."""
+
     def __init__(self, dim: int, heads: int, kv_heads: int, head_dim: int | None, bias: Bias, kv_dim: int = 0) -> None:
         super().__init__()
         if heads % kv_heads:
@@ -39,7 +50,10 @@ class Heads(nn.Module):
         self.k = nn.Linear(kv_dim or dim, kv_heads * self.head_dim, bias="k" in biased)
         self.v = nn.Linear(kv_dim or dim, kv_heads * self.head_dim, bias="v" in biased)
         self.out = nn.Linear(heads * self.head_dim, dim, bias="o" in biased)
-        self.out.residual = True  # type: ignore[assignment]  # some initialisations shrink what is added to the residual
+
+    def divisible(self) -> dict[str, int]:
+        """Return the numbers that ranks which divide it must divide; none where a norm is over all heads together."""
+        return {} if getattr(self, "whole", False) else {"heads": self.heads, "kv_heads": self.kv_heads}
 
     def split(self, x: Tensor) -> Tensor:
         """(batch, length, heads * head_dim) -> (batch, heads, length, head_dim)"""

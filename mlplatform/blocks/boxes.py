@@ -48,13 +48,16 @@ def match(
         from scipy.optimize import linear_sum_assignment
     except ImportError:
         raise SpecError("the loss of detection needs scipy, which is not installed; pip install scipy") from None
+    true = torch.cat([target["boxes"] for target in targets])
+    classes = torch.cat([target["class_labels"] for target in targets])
+    given = boxes.flatten(0, 1)  # every slot of the batch with every object at once: many small steps take longer
+    cost = costs[1] * torch.cdist(given, true, p=1)
+    cost = cost + costs[0] * -logits.softmax(-1).flatten(0, 1)[:, classes]
+    cost = cost + costs[2] * -generalized_iou(corners(given)[:, None], corners(true))
+    most = torch.finfo(cost.dtype).max  # a pair that is no number is taken last
+    cost = cost.nan_to_num(most, most, most).cpu().unflatten(0, boxes.shape[:2])
     found = []
-    for scores, given, target in zip(logits.softmax(-1), boxes, targets, strict=True):
-        true = target["boxes"]
-        cost = costs[1] * torch.cdist(given, true, p=1)
-        cost = cost + costs[0] * -scores[:, target["class_labels"]]
-        cost = cost + costs[2] * -generalized_iou(corners(given)[:, None], corners(true))
-        most = torch.finfo(cost.dtype).max  # a pair that is no number is taken last
-        slots, objects = linear_sum_assignment(cost.nan_to_num(most, most, most).cpu())
+    for number, part in enumerate(cost.split([len(target["boxes"]) for target in targets], -1)):
+        slots, objects = linear_sum_assignment(part[number])
         found.append((torch.as_tensor(slots), torch.as_tensor(objects)))
     return found

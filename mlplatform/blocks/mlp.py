@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from mlplatform.blocks.activations import ACTIVATIONS
@@ -17,6 +19,8 @@ class MLP(nn.Module):
         dropout: share of the hidden features set to zero in training.
     """
 
+    splits: ClassVar[dict[str, str]] = {"up": "columns", "down": "rows"}
+
     def __init__(
         self,
         dim: int,
@@ -30,9 +34,12 @@ class MLP(nn.Module):
         super().__init__()
         self.up = nn.Linear(dim, width or 4 * dim, bias=bias)
         self.down = nn.Linear(width or 4 * dim, out_dim or dim, bias=bias)
-        self.down.residual = True  # type: ignore[assignment]
         self.activation = ACTIVATIONS[activation]
         self.dropout = nn.Dropout(dropout)
+
+    def divisible(self) -> dict[str, int]:
+        """Return what ranks that divide it must divide."""
+        return {"width": self.up.out_features}
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) -> (..., dim)"""
@@ -42,6 +49,8 @@ class MLP(nn.Module):
 @block("mlp/gated_mlp")
 class GatedMLP(nn.Module):
     """down(activation(gate(x)) * up(x)); SwiGLU with `silu`. arXiv:2002.05202"""
+
+    splits: ClassVar[dict[str, str]] = {"gate": "columns", "up": "columns", "down": "rows"}
 
     def __init__(
         self,
@@ -56,9 +65,12 @@ class GatedMLP(nn.Module):
         self.gate = nn.Linear(dim, width, bias=bias)
         self.up = nn.Linear(dim, width, bias=bias)
         self.down = nn.Linear(width, dim, bias=bias)
-        self.down.residual = True  # type: ignore[assignment]
         self.activation = ACTIVATIONS[activation]
         self.dropout = nn.Dropout(dropout)
+
+    def divisible(self) -> dict[str, int]:
+        """Return what ranks that divide it must divide."""
+        return {"width": self.up.out_features}
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) -> (..., dim)"""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,8 @@ GROUPED_ALIGNMENT = 16
 class Experts(nn.Module):
     """The experts' gated MLPs, their matrices stacked: gate, up (experts, width, dim), down (experts, dim, width)."""
 
+    splits: ClassVar[dict[str, str]] = {"": "experts"}
+
     def __init__(self, dim: int, experts: int, width: int, activation: str) -> None:
         super().__init__()
         self.gate = nn.Parameter(torch.empty(experts, width, dim))
@@ -31,6 +33,16 @@ class Experts(nn.Module):
         for matrix in (self.gate, self.up, self.down):
             nn.init.normal_(matrix, std=0.02)
 
+    def divisible(self) -> dict[str, int]:
+        """Return what ranks that divide it must divide."""
+        return {"width": self.gate.shape[1]}
+
+    @property
+    def matrices(self) -> list[Tensor]:
+        """gate, up and down: of a layer divided among ranks, what this one holds."""
+        stacked: list[Any] = [self.gate, self.up, self.down]
+        return [m.to_local() if hasattr(m, "to_local") else m for m in stacked]
+
     def forward(self, rows: Tensor, counts: Tensor) -> Tensor:
         """Rows (tokens, dim) sorted by expert, `counts` (experts,) of them each -> (tokens, dim)"""
         if rows.is_cuda or self._aligned(rows):
@@ -38,19 +50,19 @@ class Experts(nn.Module):
         return self.loop(rows, counts)
 
     def _aligned(self, rows: Tensor) -> bool:
-        return all(m.shape[-1] * rows.element_size() % GROUPED_ALIGNMENT == 0 for m in (self.gate, self.down))
+        return all(m.shape[-1] * rows.element_size() % GROUPED_ALIGNMENT == 0 for m in self.matrices)
 
     def grouped(self, rows: Tensor, counts: Tensor) -> Tensor:
         """All experts in three grouped matrix products."""
         ends = counts.cumsum(0).to(torch.int32)
-        gate, up, down = (m.to(rows.dtype).transpose(1, 2) for m in (self.gate, self.up, self.down))
+        gate, up, down = (m.to(rows.dtype).transpose(1, 2) for m in self.matrices)
         hidden = self.activation(F.grouped_mm(rows, gate, offs=ends)) * F.grouped_mm(rows, up, offs=ends)
         return F.grouped_mm(hidden, down, offs=ends)
 
     def loop(self, rows: Tensor, counts: Tensor) -> Tensor:
         """One expert after the other: the reference, and the way for widths that can't be grouped."""
         parts = []
-        for part, gate, up, down in zip(rows.split(counts.tolist()), self.gate, self.up, self.down, strict=True):
+        for part, gate, up, down in zip(rows.split(counts.tolist()), *self.matrices, strict=True):
             parts.append(F.linear(self.activation(F.linear(part, gate)) * F.linear(part, up), down))
         return torch.cat(parts)
 

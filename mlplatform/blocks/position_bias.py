@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,8 @@ class RelativeBuckets(nn.Module):
         bidirectional: half of the buckets are for keys after the query (encoders).
     """
 
+    splits: ClassVar[dict[str, str]] = {"": "bias"}
+
     def __init__(
         self, heads: int, *, buckets: Positive = 32, max_distance: Positive = 128, bidirectional: bool = True
     ) -> None:
@@ -43,6 +46,10 @@ class RelativeBuckets(nn.Module):
         super().__init__()
         self.buckets, self.max_distance, self.bidirectional = buckets, max_distance, bidirectional
         self.table = nn.Embedding(buckets, heads)
+
+    def divisible(self) -> dict[str, int]:
+        """Return what ranks that divide it must divide."""
+        return {"heads": self.table.embedding_dim}
 
     def forward(self, context: Context, queries: int) -> Tensor:
         """Return (1, heads, queries, keys)."""
@@ -70,9 +77,15 @@ class Alibi(nn.Module):
     The same before and after a token, where it sees both.
     """
 
+    splits: ClassVar[dict[str, str]] = {"": "bias"}
+
     def __init__(self, heads: int) -> None:
         super().__init__()
         self.heads = heads
+
+    def divisible(self) -> dict[str, int]:
+        """Return what ranks that divide it must divide."""
+        return {"heads": self.heads}
 
     def forward(self, context: Context, queries: int) -> Tensor:
         """Return (1, heads, queries, keys)."""

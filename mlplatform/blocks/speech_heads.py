@@ -141,7 +141,7 @@ class CodeContrast(nn.Module):
         self.scores = nn.Linear(feature_dim, groups * codes)
         self.codes = nn.Parameter(torch.empty(groups * codes, code_dim // groups))
         self.project_codes = nn.Linear(code_dim, width)
-        self.project = nn.Linear(dim, width)
+        self.project_states = nn.Linear(dim, width)
 
     def reset_parameters(self) -> None:
         nn.init.uniform_(self.codes)
@@ -162,7 +162,7 @@ class CodeContrast(nn.Module):
             used = used[context.hidden.flatten()]
         used = used.mean(0)
         return Output(
-            projected_states=self.project(x),
+            projected_states=self.project_states(x),
             projected_quantized_states=self.project_codes(quantized),
             codevector_perplexity=torch.exp(-torch.xlogy(used, used).sum(-1)).sum(),
         )

@@ -21,6 +21,7 @@ class Option:
 
 
 HELP = Option("help", "", "show this")
+SHORT = {"-h": "--help", "-m": "--multirun", "-f": "--follow"}
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,7 @@ def parse(verb: Verb, words: Sequence[str]) -> Arguments:
         if word == "--":
             arguments.words += rest
             break
-        if word == "-h":
-            word = "--help"
+        word = SHORT.get(word, word)
         if not word.startswith("-") or word == "-":
             arguments.words.append(word)
             continue

@@ -28,7 +28,7 @@ def refuse_sweep(token: str) -> SpecError:
     """Return the error for several values where a run takes one."""
     key, _, value = token.partition("=")
     instead = f"for a list write '{key}=[{value}]', for a text with commas \"{key}='{value}'\""
-    return SpecError(f"{token}: a run takes one value; {instead}")
+    return SpecError(f"{token}: a run takes one value; {instead}; --multirun makes a run for each")
 
 
 def in_our_words(error: Exception, library: Library, overrides: Sequence[Override]) -> SpecError:

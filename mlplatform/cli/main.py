@@ -20,6 +20,8 @@ CONFIG_DIR = Option(
     "config-dir", "FOLDER", "look for options here first, as in conf/ (may be given again)", repeat=True
 )
 JSON = Option("json", "", "print JSON")
+QUIET = Option("quiet", "", "print the run's folder alone, at the end; log.txt has the rest")
+LINES = Option("json", "", "print a JSON object for each event and each logged step")
 OUTPUTS = Option("outputs", "FOLDER", "where the runs are (outputs)")
 
 VERBS = [
@@ -28,22 +30,39 @@ VERBS = [
         "[OVERRIDES]",
         "train a model; with no overrides, a small Llama on Shakespeare",
         "mlplatform.cli.train:train",
-        (CONFIG_DIR, Option("dry-run", "", "check everything, build on the meta device, print what would run")),
+        (
+            CONFIG_DIR,
+            Option("dry-run", "", "check everything, build on the meta device, print what would run"),
+            QUIET,
+            LINES,
+            Option("multirun", "", "a run for each combination of values: lr=1e-3,3e-3 seed=range(3) (also -m)"),
+        ),
         (
             "mlplatform train",
             "mlplatform train model=bert task=masked_lm",
+            "mlplatform train --multirun optimizer.lr=1e-3,3e-3 seed=0,1 launcher=slurm",
             "mlplatform train model.trunk.depth=2 optimizer.lr=1e-3 trainer.max='100 steps'",
         ),
     ),
     Verb(
-        "resume", "[RUN]", "go on with a run that was stopped; without RUN, the last one", "mlplatform.cli.runs:resume"
+        "resume",
+        "[RUN]",
+        "go on with a run that was stopped; without RUN, the last one",
+        "mlplatform.cli.runs:resume",
+        (QUIET, LINES),
     ),
     Verb(
         "sweep",
         "[OVERRIDES]",
         "train at many points of a space: a grid, at random, or where a search looks next",
         "mlplatform.cli.sweep:sweep",
-        (CONFIG_DIR, OUTPUTS, JSON, Option("continue", "SWEEP", "go on with a sweep that was stopped, or longer")),
+        (
+            CONFIG_DIR,
+            OUTPUTS,
+            JSON,
+            Option("continue", "SWEEP", "go on with a sweep that was stopped, or longer"),
+            Option("work", "FOLDER", "what a sweep starts for itself: work on the points of a sweep's folder"),
+        ),
         (
             "mlplatform sweep optimizer.lr=1e-3,3e-3 model.trunk.depth=2,4",
             "mlplatform sweep sweep=tpe sweep.trials=30 'optimizer.lr=tag(log,interval(1e-4,1e-2))'",
@@ -63,8 +82,64 @@ VERBS = [
         ),
         ("mlplatform evaluate last --split test", "mlplatform evaluate sentiment/last data.test=more.jsonl"),
     ),
-    Verb("ls", "", "list the runs under outputs/", "mlplatform.cli.runs:ls", (JSON,)),
-    Verb("compare", "RUN RUN", "show what differs between two runs", "mlplatform.cli.runs:compare", (JSON,)),
+    Verb(
+        "ls",
+        "[EXPERIMENT]",
+        "list the runs under outputs/",
+        "mlplatform.cli.runs:ls",
+        (
+            OUTPUTS,
+            JSON,
+            Option("status", "NAME", "only running, finished, failed, preempted, killed or broken runs"),
+            Option("sort", "METRIC", "smallest value first; -METRIC: largest first"),
+            Option("limit", "N", "the newest N, or the first N when sorted"),
+        ),
+        ("mlplatform ls digits/ --sort -accuracy --limit 5", "mlplatform ls --status failed"),
+    ),
+    Verb(
+        "status",
+        "[RUN|MULTIRUN]",
+        "say how runs and their jobs stand; without a name, all that wait or run",
+        "mlplatform.cli.status:status",
+        (OUTPUTS, JSON),
+    ),
+    Verb(
+        "logs",
+        "[RUN]",
+        "print what a run said; without RUN, the last one",
+        "mlplatform.cli.status:logs",
+        (OUTPUTS, Option("follow", "", "print what it says from now on too, until it has ended (also -f)")),
+    ),
+    Verb(
+        "cancel",
+        "RUN|MULTIRUN",
+        "stop a run here or in the queue for good; it saves first",
+        "mlplatform.cli.status:cancel",
+        (OUTPUTS,),
+    ),
+    Verb("compare", "RUN RUN", "show what differs between two runs", "mlplatform.cli.runs:compare", (OUTPUTS, JSON)),
+    Verb(
+        "report",
+        "RUN|EXPERIMENT/ ...",
+        "write a page one can look at: curves, differences, samples, how to make it again; one offline file",
+        "mlplatform.cli.report:report",
+        (OUTPUTS, Option("into", "FILE", "where it goes (report.html in the run's or experiment's folder)")),
+        ("mlplatform report last", "mlplatform report digits/ --into digits.html"),
+    ),
+    Verb(
+        "ui",
+        "",
+        "serve the runs' pages on this machine, following the runs that go on",
+        "mlplatform.cli.ui:ui",
+        (OUTPUTS, Option("port", "N", "of 127.0.0.1 (8765); 0 takes a free one")),
+    ),
+    Verb(
+        "reproduce",
+        "RUN",
+        "run a recorded run again from its folder alone, and say whether every metric is the same bit for bit",
+        "mlplatform.cli.runs:reproduce",
+        (OUTPUTS, JSON),
+    ),
     Verb(
         "verify-resume",
         "[OVERRIDES]",
@@ -84,6 +159,21 @@ VERBS = [
             Option("top-k", "K", "sample among the K likeliest tokens (50)"),
             Option("seed", "N", "of the sampling (0)"),
         ),
+    ),
+    Verb(
+        "harness",
+        "MODEL --tasks FOLDER|NAMES",
+        "score a causal model on tasks of EleutherAI's lm-evaluation-harness",
+        "mlplatform.cli.models:harness",
+        (
+            CONFIG_DIR,
+            JSON,
+            Option("tasks", "FOLDER|NAMES", "a folder of task YAMLs, or names between commas"),
+            Option("limit", "N", "ask N questions of each task only"),
+            Option("shots", "N", "examples before each question (as the task says)"),
+            Option("batch", "N", "texts of one forward pass (8)"),
+        ),
+        ("mlplatform harness last --tasks my_tasks/", "mlplatform harness last --tasks arc_easy,hellaswag --limit 100"),
     ),
     Verb(
         "describe",
@@ -124,11 +214,23 @@ VERBS = [
         (CONFIG_DIR, JSON),
     ),
     Verb(
+        "data preview",
+        "[OVERRIDES]",
+        "show the first samples of training: texts with their loss mask, images with their boxes, lengths of sounds",
+        "mlplatform.cli.data:preview",
+        (
+            CONFIG_DIR,
+            Option("samples", "N", "how many (3)"),
+            Option("into", "FOLDER", "where pictures go (outputs/previews/TIME)"),
+        ),
+        ("mlplatform data preview", "mlplatform data preview recipes=vit_digits --samples 9 --into pictures"),
+    ),
+    Verb(
         "data show",
         "[OVERRIDES]",
-        "print decoded samples of the training data with their loss mask",
-        "mlplatform.cli.data:show",
-        (CONFIG_DIR, Option("samples", "N", "how many (3)")),
+        "the same as data preview",
+        "mlplatform.cli.data:preview",
+        (CONFIG_DIR, Option("samples", "N", "how many (3)"), Option("into", "FOLDER", "where pictures go")),
     ),
     Verb(
         "data fetch",

@@ -1,4 +1,4 @@
-"""`mlplatform describe|generate|import|export`: models as such, and their way from and to Hugging Face's files."""
+"""`mlplatform describe|generate|harness|import|export`: models as such, their way from and to Hugging Face's files."""
 
 from __future__ import annotations
 
@@ -49,6 +49,42 @@ def generate(arguments: Arguments) -> None:
     model = load(folder, config_dirs=arguments.options.get("config-dir", ()))
     print(continue_text(model, tokenizer, prompt, **asked))
     suggest(f"mlplatform generate {source} PROMPT --temperature 0 --tokens 200", f"mlplatform export {source} FOLDER")
+
+
+def harness(arguments: Arguments) -> None:
+    """Print a model's figures on tasks of lm-evaluation-harness; a run keeps them among its evaluations."""
+    (source,) = arguments.plain(most=1, least=1)
+    tasks, batch = arguments.text("tasks", ""), arguments.whole("batch", 8, least=1)
+    asked = {
+        "limit": arguments.whole("limit", 1, least=1) if arguments.flag("limit") else None,
+        "shots": arguments.whole("shots", 0) if arguments.flag("shots") else None,
+    }
+    if not tasks:
+        raise DataError("--tasks FOLDER|NAMES: a folder of task YAMLs, or names of the harness's tasks")
+    from mlplatform.cli.pretrained import folder_of, load, tokenizer_of
+    from mlplatform.cli.runs import table
+    from mlplatform.runs import harness as scoring
+
+    folder = folder_of(source)
+    tokenizer = tokenizer_of(folder)
+    if tokenizer is None:
+        raise DataError(f"{folder}: no tokenizer.json there, so the tasks' texts can't be read")
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load(folder, device=device, config_dirs=arguments.options.get("config-dir", ()))
+    found = scoring.harness(model, tokenizer, tasks, batch=batch, **asked)
+    kept = scoring.keep(folder, found, tasks, **asked) if (folder / "run.json").is_file() else None
+    if arguments.flag("json"):
+        about = {"model": source, "tasks": tasks, **asked, "shortened": found["shortened"]}
+        print(json.dumps({**about, "metrics": found["metrics"]}, indent=2))
+    else:
+        print(table([(metric, f"{value:.6g}") for metric, value in found["metrics"].items()]))
+        if found["shortened"]:
+            print(f"{found['shortened']} requests lost the beginning of their context: the model reads no more")
+        if kept:
+            print(f"the figures and every answer are in {kept}/")
+    suggest(f"mlplatform harness {source} --tasks {tasks} --json", "mlplatform ls")
 
 
 def import_(arguments: Arguments) -> None:

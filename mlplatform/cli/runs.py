@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mlplatform.cli.arguments import Arguments, suggest
-from mlplatform.cli.config import composed
 from mlplatform.errors import SpecError, did_you_mean, listing
 
+DISPLAY = "MLPLATFORM_DISPLAY"
 SPLITS = ("train", "validation", "test")
 AGES = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
@@ -21,20 +24,25 @@ def outputs(arguments: Arguments) -> Path:
 
 
 def ls(arguments: Arguments) -> None:
-    """List the runs, newest last."""
+    """List the runs, newest last, or sorted by a metric."""
     from mlplatform.runs.index import rows
 
-    arguments.plain(most=0)
-    found = rows(outputs(arguments))
+    experiment = [*arguments.plain(most=1), ""][0].rstrip("/") or None
+    status, sort = (arguments.text(name, "") or None for name in ("status", "sort"))
+    all_found = rows(outputs(arguments), experiment, status, sort)
+    limit = arguments.whole("limit", len(all_found))
+    found = all_found[:limit] if sort else all_found[len(all_found) - min(limit, len(all_found)) :]
     if arguments.flag("json"):
         print(json.dumps(found, indent=2))
     elif not found:
-        print(f"no runs under {outputs(arguments)}/ yet")
+        print(f"no runs{' like that' if arguments.options or experiment else ''} under {outputs(arguments)}/ yet")
     else:
-        head = ("run", "status", "steps", "loss", "best", "age")
+        head = ("run", "status", "steps", "loss", "metric" if sort else "best", "age")
         print(table([head, *(_row(run) for run in found)]))
-    newest = found[-1]["run"] if found else None
-    suggest(*([f"mlplatform evaluate {newest}", "mlplatform compare RUN RUN"] if newest else ["mlplatform train"]))
+        if len(found) < len(all_found):
+            print(f"{len(found)} of {len(all_found)} runs")
+    name = found[0 if sort else -1]["run"] if found else None
+    suggest(*([f"mlplatform report {name}", "mlplatform compare RUN RUN"] if name else ["mlplatform train"]))
 
 
 def _row(run: dict[str, Any]) -> tuple[str, ...]:
@@ -85,11 +93,12 @@ def resume(arguments: Arguments) -> None:
     name = [*arguments.plain(most=1), None][0]
     changes = {change.key_or_group: change.value() for change in parse(arguments.overrides())}
     folder = find(name, outputs(arguments))
-    from mlplatform.cli.train import after
+    from mlplatform.cli.train import ended
     from mlplatform.runs.resume import resume as resume_run
 
-    status = resume_run(folder, changes)
-    suggest(after(folder, status), "mlplatform ls")
+    with shown_as(display_asked(arguments)):
+        status = resume_run(folder, changes)
+    ended(arguments, folder, status)
 
 
 def evaluate(arguments: Arguments) -> None:
@@ -117,8 +126,62 @@ def evaluate(arguments: Arguments) -> None:
     suggest(f"mlplatform evaluate {folder} --split train", "mlplatform compare RUN RUN")
 
 
+def reproduce(arguments: Arguments) -> int:
+    """Run a recorded run again and compare; returns 1 when any logged number differs by a bit."""
+    from mlplatform.runs.folder import find
+
+    [name] = arguments.plain(most=1, least=1)
+    folder = find(name, outputs(arguments))
+    from mlplatform.runs.reproduce import reproduce as run_again
+
+    as_json = arguments.flag("json")
+    with shown_as("quiet" if as_json else None):
+        found = run_again(folder, ["mlplatform", *sys.argv[1:]], (lambda line: None) if as_json else print)
+    print(json.dumps(found, indent=2, default=str) if as_json else _verdict(found))
+    suggest(f"mlplatform compare {folder} {found['again']}", f"mlplatform report {folder} {found['again']}")
+    return 0 if found["equal"] else 1
+
+
+def _verdict(found: dict[str, Any]) -> str:
+    """Say whether a repeated run was the same, and what could be why where it was not."""
+    lines = [f"same: {found['numbers']} numbers of {found['steps']} steps are equal bit for bit"]
+    if not found["equal"]:
+        first = "".join(
+            f"; first at step {o['step']}: {o['metric']} was {o['was']} and is {o['is']}" for o in found["first"]
+        )
+        lines = [f"different: {found['unequal']} of {found['numbers']} numbers of {found['steps']} steps{first or ''}"]
+    lines += [f"  {name}: was {was}, is {now}" for name, (was, now) in found["differs"].items()]
+    if not found["differs"]:
+        lines.append("  code, data, versions and hardware are those of the first run")
+    return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def shown_as(form: str | None) -> Iterator[None]:
+    """Have this process, and the ranks it starts, show runs as `quiet` or `json` meanwhile; None changes nothing."""
+    before = os.environ.get(DISPLAY)
+    if form:
+        os.environ[DISPLAY] = form
+    try:
+        yield
+    finally:
+        if form:
+            os.environ.pop(DISPLAY)
+            os.environ |= {DISPLAY: before} if before is not None else {}
+
+
+def display_asked(arguments: Arguments) -> str | None:
+    """Return what `--quiet` or `--json` ask for."""
+    asked = [form for form in ("quiet", "json") if arguments.flag(form)]
+    if len(asked) > 1:
+        raise SpecError("--quiet and --json: take one of them")
+    return asked[0] if asked else None
+
+
 def verify_resume(arguments: Arguments) -> int:
     """Train, kill, resume and compare; returns 1 when anything differs by a bit."""
+    from mlplatform.cli.config import composed
+
     arguments.plain(most=0)
     steps = arguments.whole("steps", 12, least=6)
     result = composed(arguments).check()

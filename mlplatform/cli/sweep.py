@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -28,8 +31,21 @@ CHANGEABLE = ("sweep.trials", "sweep.at_once")
 def sweep(arguments: Arguments) -> int:
     """Search a space, or go on with a sweep that was stopped. Returns 0, or 1 when no trial succeeded."""
     arguments.plain(most=0)
+    if arguments.flag("work"):
+        return work(Path(arguments.text("work", "")), arguments.flag("json"))
     folder = _continued(arguments) if arguments.flag("continue") else _begun(arguments)
-    return work(folder, arguments.flag("json"))
+    return _worked(folder, [*(["--json"] if arguments.flag("json") else [])])
+
+
+def _worked(folder: Path, options: Sequence[str]) -> int:
+    """Work on a sweep by the code it was begun with, in another process; signals are handed on to it."""
+    from mlplatform.runs.snapshot import environment
+    from mlplatform.runs.stopping import handling
+
+    command = [sys.executable, "-m", "mlplatform.cli.main", "sweep", "--work", str(folder.resolve()), *options]
+    process = subprocess.Popen(command, env={**os.environ, **environment(folder)}, start_new_session=True)
+    with handling(lambda *_: process.send_signal(signal.SIGTERM), signal.SIGINT, signal.SIGTERM):
+        return process.wait()
 
 
 def _begun(arguments: Arguments) -> Path:
@@ -53,6 +69,7 @@ def _begun(arguments: Arguments) -> Path:
     scrub = Scrubber()
     return _make(
         Path(config.get("outputs", "outputs")) / name,
+        config.get("plugins") or [],
         {
             "name": name,
             "created": time.time(),
@@ -86,13 +103,17 @@ def _check(fixed: list[str], space: Space, dirs: Sequence[str]) -> Composed:
     with result.located():
         section = Spec(result.config["sweep"], "sweep", "sweep").build()
         section.search.points(space, section.trials)
+        if not Spec.of(result.config.get("launcher") or {"kind": "local"}, "launcher", "launcher").build().here:
+            told = "trials run on this machine, sweep.at_once of them at a time; for jobs use train --multirun"
+            raise SpecError(problems=[("launcher", told)])
         if "seed" in space and section.seeds > 1:
             raise SpecError(problems=[("sweep.seeds", "the seed varies already; leave one of them away")])
     return result
 
 
-def _make(folder: Path, told: dict[str, Any]) -> Path:
-    """Make the sweep's folder. Raises RunError when another sweep has it."""
+def _make(folder: Path, plugins: Sequence[str], told: dict[str, Any]) -> Path:
+    """Make the sweep's folder, with the code as it is now. Raises RunError when another sweep has it."""
+    from mlplatform.runs import snapshot
     from mlplatform.runs.folder import write_whole
 
     if (folder / FILE).exists():
@@ -102,7 +123,8 @@ def _make(folder: Path, told: dict[str, Any]) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{folder}: can't be made: {error.strerror}; set outputs= to another place") from None
-    write_whole(folder / FILE, json.dumps(told, indent=1) + "\n")
+    code = snapshot.take(folder, plugins, told["config_dirs"])
+    write_whole(folder / FILE, json.dumps({**told, "code": code}, indent=1) + "\n")
     return folder
 
 
@@ -147,7 +169,7 @@ def work(folder: Path, as_json: bool = False, worker: int = 0) -> int:
     from mlplatform.runs.sweeps.trial import Training
 
     told = _told(folder)
-    space, dirs = read(told["space"]), tuple(told["config_dirs"])
+    space, dirs = read(told["space"]), _copies(folder)
     fixed = (*told["overrides"], f"experiment={told['name']}", f"outputs={folder.resolve().parent}")
     config = compose("train", fixed, dirs).config
     section = Spec.of(config["sweep"], "sweep", "sweep").build()
@@ -169,7 +191,7 @@ def work(folder: Path, as_json: bool = False, worker: int = 0) -> int:
         try_points(study, job, section.at_once, say)
     except KeyboardInterrupt:
         suggest(f"mlplatform sweep --continue {folder}")
-        raise
+        return 130
     rows = ended(folder)
     best = summary.best(rows, section.metrics)
     if as_json:
@@ -180,6 +202,12 @@ def work(folder: Path, as_json: bool = False, worker: int = 0) -> int:
         again = [*told["overrides"], *(f"{key}={value}" for key, value in best[0]["values"].items())]
         suggest(f"mlplatform report {told['name']}/", f"mlplatform train {shlex.join(_without_sweep(again))}")
     return 0 if best else 1
+
+
+def _copies(folder: Path) -> tuple[str, ...]:
+    """Return the sweep's own copies of the user's folders of options, in their order."""
+    found = (folder / "code" / "config_dirs").glob("*")
+    return tuple(str(path) for path in sorted(found, key=lambda path: int(path.name.partition("-")[0])))
 
 
 def _without_sweep(words: Sequence[str]) -> list[str]:

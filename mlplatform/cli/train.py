@@ -13,34 +13,68 @@ from mlplatform.cli.compose import Composed, compose_model
 from mlplatform.cli.config import composed
 from mlplatform.cli.departures import told_apart
 from mlplatform.cli.library import Library
+from mlplatform.cli.runs import display_asked, shown_as
 from mlplatform.errors import SpecError
 
 
 def train(arguments: Arguments) -> int:
     """Train a model. Returns 0; every mistake in the config is an error before anything is written."""
     arguments.plain(most=0)
+    if arguments.flag("multirun"):
+        from mlplatform.cli.launching import multirun
+
+        return multirun(arguments)
     result = composed(arguments).check()
     if arguments.flag("dry-run"):
         print(dry_run(result, arguments))
-        suggest(arguments.again("train"), arguments.again("data show"))
+        suggest(arguments.again("train"), arguments.again("data preview"))
         return 0
-    from mlplatform.runs.launch import prepare, start
+    display = display_asked(arguments)
+    from mlplatform.runs.launch import start
+
+    folder, experiment = prepared(result, arguments)
+    with shown_as(display):
+        status = start(folder, experiment)
+    ended(arguments, folder, status)
+    return 0
+
+
+def prepared(result: Composed, arguments: Arguments) -> tuple[Path, Any]:
+    """Check a composed config in full and make its run folder; return it with the experiment."""
+    from mlplatform.runs.launch import prepare
 
     with result.located():
-        folder, experiment = prepare(
+        return prepare(
             runnable(result, arguments),
-            overrides=arguments.overrides(),
+            overrides=result.overrides,
             argv=["mlplatform", *sys.argv[1:]],
             from_environment=result.from_environment,
+            config_dirs=arguments.options.get("config-dir", ()),
             sizes=lambda: sizes(arguments),
         )
-    status = start(folder, experiment)
-    suggest(after(folder, status), "mlplatform ls")
-    return 0
+
+
+def ended(arguments: Arguments, folder: Path, status: str) -> None:
+    """Say what comes next after a session, and the job where there is one.
+
+    `--quiet` prints the folder alone, `--json` nothing more.
+    """
+    if arguments.flag("quiet"):
+        print(folder)
+    elif not arguments.flag("json"):
+        if status == "queued":
+            from mlplatform.runs import record
+
+            print(f"job {record.read(folder)['job']} is in the queue: {folder}")
+            suggest(after(folder, status), "mlplatform ls")
+        else:
+            suggest(after(folder, status), f"mlplatform report {folder}", "mlplatform ls")
 
 
 def after(folder: Path, status: str) -> str:
     """Return the command that comes next after a session of a run: only a run that ended with a sample can go on."""
+    if status == "queued":
+        return f"mlplatform status {folder}   |   mlplatform logs {folder} -f   |   mlplatform cancel {folder}"
     if status != "finished":
         return f"mlplatform resume {folder}"
     writes = (folder / "samples").is_dir()
@@ -71,33 +105,46 @@ def sizes(arguments: Arguments) -> Iterator[tuple[str, dict[str, Any]]]:
             yield name, compose_model(name, (), folders).check().config
 
 
-def dry_run(result: Composed, arguments: Arguments) -> str:
-    """Check everything short of reading the data, build the model on the meta device, and say what would run."""
+def dry_run(result: Composed, arguments: Arguments, array: int | None = None) -> str:
+    """Check everything short of reading the data, build the model on the meta device, and say what would run.
+
+    For a job that is its script too; `array` says of how many runs it is, where it is of several.
+    """
     from mlplatform.models.describe import describe
     from mlplatform.registry import Spec
+    from mlplatform.runs.secrets import masked
 
     config = whole(result, arguments)
     with result.located():
-        place = Spec.of(config, "run").build().check(lambda: sizes(arguments))
-        batch = Spec.of(config["batch"], "batch", "batch")
-        told = describe(Spec.of(config["model"], "model", "model"), batch["length"])
+        experiment = Spec.of(config, "run").build()
+        place = experiment.check(lambda: sizes(arguments))
+        batch = Spec.of(config["batch"], "batch", "batch").build()
+        told = describe(Spec.of(config["model"], "model", "model"), batch.length)
     trainer = Spec.of(config["trainer"], "trainer", "trainer")
     memory = told.memory().get(trainer["precision"]) or told.memory()["fp32"]
-    tokens = batch["sequences"] * batch["length"]
-    where = f"strategy {config['strategy']['kind']} on {place.devices} {place.device}"
+    parts, each = batch.factors
+    tokens = parts * each
+    nodes = max(1, place.world // place.devices)
+    where = (
+        f"strategy {config['strategy']['kind']} on {f'{nodes} x ' if nodes > 1 else ''}{place.devices} {place.device}"
+    )
     how = (trainer["max"], trainer["precision"], _kind(config["optimizer"]), config["schedule"]["kind"], where)
     lines = {
         "model": f"{_name(config['model'])}, {told.total:,} parameters; task {config['task']['kind']}",
         "memory": f"{memory['training'] / 2**20:,.1f} MiB for weights, gradients and AdamW, before activations",
         "data": f"{config['data']['kind']} {config['data'].get('path', '')}{_tools(config)}",
-        "batch": f"{batch['sequences']} x {batch['length']} = {tokens:,} tokens a step, {batch['layout']}, "
-        f"{batch['micro']} sequences at a time",
+        "batch": f"{parts} x {each} = {tokens:,} tokens a step, {batch.layout}, {batch.micro} sequences at a time",
         "train": ", ".join(how),
         "compute": f"{told.data()['flops_per_token']['training'] * tokens / 1e12:,.3f} TFLOPs a step",
         "folder": f"{config.get('outputs', 'outputs')}/{config.get('experiment', 'default')}/DATE_TIME",
     }
     changed = f"{len(result.overrides)} overrides; all checks passed, nothing was written"
-    return "\n".join([*(f"{name:<8} {text}" for name, text in lines.items()), changed])
+    said = "\n".join([*(f"{name:<8} {text}" for name, text in lines.items()), changed])
+    if experiment.launcher.here:
+        return said
+    shown = masked(config, result.from_environment)[0]
+    folder = Path(config.get("outputs", "outputs"), config.get("experiment", "default"), "multirun" if array else "")
+    return f"{said}\n\n{experiment.launcher.script(folder.resolve() / 'DATE_TIME', shown, array)}".rstrip()
 
 
 def _tools(config: dict[str, Any]) -> str:

@@ -93,5 +93,5 @@ def trained_share(batch: Batch) -> float:
     if targets == 0 or targets >= tokens:
         share = "0%" if targets == 0 else "100%"
         told = f"{share} of the tokens would be trained ({targets} of {tokens} in the first rows)"
-        raise DataError(f"{told}; `mlplatform data show` prints what is masked; look at the task's options")
+        raise DataError(f"{told}; `mlplatform data preview` prints what is masked; look at the task's options")
     return targets / tokens

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mlplatform.cached import cached_folder, wrong_size
 from mlplatform.data.collate import Batch, Row
 from mlplatform.data.packing import IGNORED, Arrays
 from mlplatform.data.records import Numbered, Record
@@ -77,10 +81,15 @@ class Windows(Examples, Protocol):
 
 
 class RecordRows(Numbered):
-    """A split of records as numbered rows, the same in every epoch. As a sequence: the record each row is made of."""
+    """A split of records as numbered rows, the same in every epoch. As a sequence: the record each row is made of.
 
-    def __init__(self, records: Sequence[Record], examples: Examples, training: bool) -> None:
-        self.records, self.examples, self.training = records, examples, training
+    Args:
+        training: whether rows are changed at random, where the examples do so.
+        content: a hash of what the records are, for what is kept about their rows.
+    """
+
+    def __init__(self, records: Sequence[Record], examples: Examples, training: bool, content: str = "") -> None:
+        self.records, self.examples, self.training, self.content = records, examples, training, content
 
     @cached_property
     def ends(self) -> NDArray[np.int64] | None:
@@ -116,7 +125,7 @@ class RecordRows(Numbered):
 
     def plain(self) -> RecordRows:
         """Return the same rows as a held-out split has them: nothing is changed at random."""
-        rows = RecordRows(self.records, self.examples, training=False)
+        rows = RecordRows(self.records, self.examples, training=False, content=self.content)
         rows.__dict__.update({name: value for name, value in self.__dict__.items() if name == "ends"})
         return rows
 
@@ -127,6 +136,33 @@ class RecordRows(Numbered):
         if self.ends is None:
             return self.examples.row(self.records[record], random)
         return cast(Windows, self.examples).part(self.records[record], part, random)
+
+    def lengths(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the lengths of rows: of the longest array of each, where nothing is changed at random."""
+        return self.index[numbers].astype(np.int64)
+
+    @cached_property
+    def index(self) -> NDArray[np.int32]:
+        """The length of every row. Each is made once to measure it, and what was measured is kept in the cache."""
+        made_by = hashlib.sha256(pickle.dumps(self.examples)).hexdigest()
+        key = hashlib.sha256(f"lengths 1 {self.content} {made_by} {len(self)}".encode()).hexdigest()[:32]
+
+        def build(folder: Path) -> None:
+            rows = self.plain()
+            measured = (longest(rows.row(number, 0, 0)) for number in range(len(rows)))
+            np.fromiter(measured, np.int32, len(rows)).tofile(folder / "lengths")
+
+        size = {"lengths": 4 * len(self)}
+        folder = cached_folder("lengths", key, build, lambda there: wrong_size(there, size), "lengths of rows")
+        return np.memmap(folder / "lengths", np.int32, mode="r")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "index"}  # a worker needs no lengths
+
+
+def longest(row: Arrays) -> int:
+    """Return the length of the longest array of a row: tokens of a text, samples of a recording."""
+    return max((len(array) for array in row.values() if np.ndim(array)), default=1)
 
 
 def token_arrays(encoding: Any, segments: bool) -> Arrays:

@@ -48,6 +48,21 @@ def find(path: str | list[str], suffixes: tuple[str, ...], key: str) -> list[Pat
     return list(found)
 
 
+def find_folder(path: str, key: str) -> Path:
+    """Return the folder a path or `fetched:SET[/FOLDER]` names. Raises DataError that names the path and config key."""
+    if path.startswith(FETCHED):
+        from mlplatform.data.sets.fetching import resolve
+
+        path = str(resolve(path.removeprefix(FETCHED)))
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        told = f"{folder} is a file" if folder.exists() else _nothing_at(folder)
+        raise DataError(f"{key}: {told}; a folder is needed")
+    if not os.access(folder, os.R_OK | os.X_OK, effective_ids=True):
+        raise DataError(f"{key}: {folder}: no permission to read this folder")
+    return folder
+
+
 def check_apart(splits: Mapping[str, list[Path]]) -> None:
     """Raise DataError where one file is in two splits: what is held out would be trained on."""
     owner: dict[Path, str] = {}
@@ -84,8 +99,12 @@ def _find_one(text: str, suffixes: tuple[str, ...], key: str) -> list[Path]:
         if files := sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file()):  # noqa: PTH207
             return files
         raise DataError(f"{key}: no file matches '{text}' (looked from {Path.cwd()})")
+    raise DataError(f"{key}: {_nothing_at(path)}")
+
+
+def _nothing_at(path: Path) -> str:
     near = did_you_mean(path.name, (p.name for p in path.parent.iterdir())) if path.parent.is_dir() else ""
-    raise DataError(f"{key}: there is no file or folder {path}{near} (looked from {Path.cwd()})")
+    return f"there is no file or folder {path}{near} (looked from {Path.cwd()})"
 
 
 def fingerprint(file: Path) -> str:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
+
+import numpy as np
 
 from mlplatform.data.collate import Batch, Collator, trained_share
 from mlplatform.data.examples import Examples, RecordRows
+from mlplatform.data.mixture import DocumentMixture, Joined, JoinedRows, RecordMixture, told_of
+from mlplatform.data.order import Order, Shuffled
 from mlplatform.data.packing import Rows, rows
 from mlplatform.data.records import RecordSource, Splits
 from mlplatform.data.sources import Source
@@ -39,6 +43,10 @@ class Material(Protocol):
         """
         ...
 
+    def order(self, rows: Rows, seed: int) -> Order:
+        """Return the order in which the rows of the train split are trained on."""
+        ...
+
     def check(self, batch: Batch) -> None:
         """Look at a first micro-batch. Raises DataError when nothing could be learned from it."""
         ...
@@ -60,6 +68,9 @@ class DocumentMaterial:
         _tell_skipped(store.skipped)
         layout = (shape.layout, shape.length, collator.overlap, self.tokenizer.filler)
         return {"train": rows(store.train, *layout), "validation": rows(store.validation, *layout)}
+
+    def order(self, rows: Rows, seed: int) -> Order:
+        return Shuffled(len(rows), seed)
 
     def check(self, batch: Batch) -> None:
         trained_share(batch)
@@ -86,10 +97,57 @@ class DocumentMaterial:
         }
 
 
+class MixedMaterial:
+    """Documents of several sources, each tokenised and kept by itself, so that other weights tokenise nothing anew."""
+
+    def __init__(self, mixture: DocumentMixture, tokenizer: Tokenizer) -> None:
+        self.mixture, self.tokenizer, self.name = mixture, tokenizer, mixture.name
+        self.parts = {name: DocumentMaterial(source, tokenizer) for name, source in mixture.parts.items()}
+
+    def splits(self, shape: Any, collator: Collator) -> Mapping[str, Rows]:
+        found = []
+        for name, part in self.parts.items():
+            with told_of(name):
+                found.append(part.splits(shape, collator))
+        return {split: JoinedRows([one[split] for one in found]) for split in found[0]}
+
+    def order(self, rows: Rows, seed: int) -> Order:
+        assert isinstance(rows, JoinedRows)
+        return self.mixture.order([len(part) for part in rows.parts], seed)
+
+    def check(self, batch: Batch) -> None:
+        trained_share(batch)
+
+    def record(self) -> dict[str, Any]:
+        parts = {name: part.record() for name, part in self.parts.items()}
+        every = list(parts.values())
+        return {
+            **{split: _summed([one[split] for one in every]) for split in ("train", "validation")},
+            "vocabulary": self.tokenizer.vocab_size,
+            "fingerprint": self.mixture.fingerprint(),
+            "skipped_rows": {file: count for one in every for file, count in one["skipped_rows"].items()},
+            "weights": self.mixture.shares(),
+            "parts": parts,
+        }
+
+
+def documents(source: Source | DocumentMixture, tokenizer: Tokenizer) -> DocumentMaterial | MixedMaterial:
+    """Return a source of documents, or several, as what rows are made of."""
+    return (
+        MixedMaterial(source, tokenizer) if isinstance(source, DocumentMixture) else DocumentMaterial(source, tokenizer)
+    )
+
+
+def _summed(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    return {name: sum(one[name] for one in counts) for name in counts[0]}
+
+
 class RecordMaterial:
     """Records, read in place; the task's examples make a row of each when it is asked for."""
 
-    def __init__(self, source: RecordSource, opened: Splits, tokenizer: Tokenizer | None = None) -> None:
+    def __init__(
+        self, source: RecordSource | RecordMixture, opened: Splits, tokenizer: Tokenizer | None = None
+    ) -> None:
         self.source, self.opened, self.tokenizer, self.name = source, opened, tokenizer, source.name
 
     def splits(self, shape: Any, collator: Examples) -> Mapping[str, Rows]:
@@ -97,9 +155,17 @@ class RecordMaterial:
         if self.opened.untrained:
             log.warning("classes that no record to train on has: %s", dict(self.opened.untrained))
         return {
-            name: RecordRows(records, collator, training=name == "train")
+            name: RecordRows(records, collator, training=name == "train", content=self.opened.content)
             for name, records in self.opened.splits.items()
         }
+
+    def order(self, rows: Rows, seed: int) -> Order:
+        if not isinstance(self.source, RecordMixture):
+            return Shuffled(len(rows), seed)
+        records = self.opened.splits["train"]
+        assert isinstance(rows, RecordRows)
+        assert isinstance(records, Joined)
+        return self.source.order(np.diff([rows.first(end) for end in (0, *records.ends)]).tolist(), seed)
 
     def check(self, batch: Batch) -> None:
         """Nothing: every record has what the task reads."""
@@ -113,6 +179,7 @@ class RecordMaterial:
             "skipped_rows": dict(self.opened.skipped),
             "filtered_rows": self.opened.filtered,
             "untrained_classes": dict(self.opened.untrained),
+            **({"weights": self.source.shares()} if isinstance(self.source, RecordMixture) else {}),
         }
 
 

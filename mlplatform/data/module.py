@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from mlplatform.data.ahead import one_ahead
 from mlplatform.data.collate import Batch, Row
 from mlplatform.data.examples import RecordRows
 from mlplatform.data.material import Material
-from mlplatform.data.order import GlobalBatches, Sample, in_turn
+from mlplatform.data.order import Order, Sample, in_turn
 from mlplatform.data.packing import Rows
-from mlplatform.errors import DataError, SpecError
-from mlplatform.registry import Natural, Positive, Spec, block
+from mlplatform.data.plan import Plan, Step
+from mlplatform.data.shapes import BatchShape
+from mlplatform.errors import DataError
+from mlplatform.registry import Spec
 
 Collates = Callable[[list[Row]], Batch]
 FILLER = torch.ones(())
@@ -23,36 +26,6 @@ TOLD_BY = f"{DataError.__module__}.{DataError.__qualname__}: "
 ENDLESS = 2**31 - 1
 """The length a train loader states. Lightning reads one batch ahead of a loader without a length, and the state would
 then count a batch that was not trained on."""
-
-
-@block("batch/rows")
-class BatchShape:
-    """How many sequences go into one optimizer step, and how they are laid out. Of records, each is one sequence.
-
-    Args:
-        sequences: sequences of one optimizer step, over all ranks and micro-batches.
-        micro: sequences of one forward pass of one rank, at most.
-        length: tokens of a sequence, at most.
-        layout: of documents: `packed` puts one after the other and keeps them apart by `document_ids`; `padded` gives
-            each its own rows.
-        workers: processes that read ahead; 0 reads in the training process.
-        timeout: seconds after which a silent worker is an error.
-    """
-
-    def __init__(
-        self,
-        *,
-        sequences: Positive = 32,
-        micro: Positive = 8,
-        length: Positive = 256,
-        layout: Literal["packed", "padded"] = "packed",
-        workers: Natural = 0,
-        timeout: Positive = 300,
-    ) -> None:
-        if length < 8:
-            raise SpecError(f"length={length} is too short for a sequence; 8 tokens are the least")
-        self.sequences, self.micro, self.length, self.layout = sequences, micro, length, layout
-        self.workers, self.timeout = workers, timeout
 
 
 class DataModule(L.LightningDataModule):
@@ -71,10 +44,10 @@ class DataModule(L.LightningDataModule):
         super().__init__()
         self.material, self.collator, self.seed, self.rank, self.world = material, collator, seed, rank, world
         self.shape: BatchShape = batch.build()
-        if self.shape.sequences % world:
-            told = f"{batch.path or 'batch'}.sequences={self.shape.sequences} is not a multiple of the {world} ranks"
-            raise SpecError(f"{told}; the next is {-(-self.shape.sequences // world) * world}")
+        self.shape.check_world(world, batch.path)
         self.splits: Mapping[str, Rows] = {}
+        self.order: Order
+        self.plan: Plan
         self.loader: TrainLoader | None = None
 
     def setup(self, stage: str | None = None) -> None:
@@ -86,6 +59,8 @@ class DataModule(L.LightningDataModule):
         if self.splits:
             return
         self.splits = self.material.splits(self.shape, self.collator)
+        self.order = self.material.order(self.train_rows, self.seed)
+        self.plan = self.shape.plan(self.order, self.train_rows, self.seed)
         self.loader = TrainLoader(self)
         self.material.check(self.first_rows(min(32, len(self.train_rows))))
 
@@ -103,8 +78,7 @@ class DataModule(L.LightningDataModule):
 
     def first_rows(self, count: int) -> Batch:
         """Return the first `count` rows of training as one micro-batch."""
-        batch = GlobalBatches(len(self.train_rows), count, self.seed, 0, 1)
-        return self.collator([_row(self.train_rows, sample, self.seed) for sample in next(iter(batch))])
+        return self.collator([_row(self.train_rows, sample, self.seed) for sample in self.order.samples(0, count)])
 
     def train_dataloader(self) -> TrainLoader:
         """Return the endless loader of optimizer steps; the same one each time, so that its state lasts."""
@@ -149,8 +123,14 @@ class DataModule(L.LightningDataModule):
 
     @property
     def samples_per_epoch(self) -> int:
-        """Sequences in one epoch; `sequences` of them make one optimizer step."""
+        """Sequences in one epoch."""
         return len(self.train_rows)
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Optimizer steps in one epoch."""
+        self.setup()
+        return self.plan.steps_of(self.samples_per_epoch)
 
     def record(self) -> dict[str, Any]:
         """Return what the run record keeps about the data."""
@@ -181,21 +161,19 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[list[Batch]]:
         data, shape = self.data, self.data.shape
-        order = GlobalBatches(
-            len(data.train_rows), shape.sequences, data.seed, data.rank, data.world, start=self.consumed
-        )
         loader = DataLoader(
-            _Reader(data.train_rows, data.seed),
-            batch_sampler=order,  # type: ignore[arg-type]
-            collate_fn=_MicroBatches(data.collator, shape.micro),
+            _StepReader(data.train_rows, data.seed, data.collator),
+            sampler=_Steps(data.plan, self.consumed, data.rank, data.world),
+            batch_size=None,
+            collate_fn=_as_it_is,
             num_workers=shape.workers,
             timeout=shape.timeout if shape.workers else 0,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # its own, so that starting a loader draws nothing from the run's generator
         )
         try:
-            for step in loader:
-                self.consumed += shape.sequences
+            for step, after in loader if shape.workers else one_ahead(_on_this_device(loader)):
+                self.consumed = after
                 yield step
         except DataError as error:  # of a worker: torch puts the traceback before the message
             raise DataError(str(error).splitlines()[-1].removeprefix(TOLD_BY)) from None
@@ -234,12 +212,45 @@ class _HeldOut:
         return {**batch, "numbers": torch.tensor([row.number for row in real])} if real else {**batch, "filler": FILLER}
 
 
-class _MicroBatches:
-    def __init__(self, collator: Collates, micro: int) -> None:
-        self.collator, self.micro = collator, micro
+class _Steps:
+    """Endless: what one rank reads in each step from a position on."""
 
-    def __call__(self, step: list[Row]) -> list[Batch]:
-        return [self.collator(step[i : i + self.micro]) for i in range(0, len(step), self.micro)]
+    def __init__(self, plan: Plan, start: int, rank: int, world: int) -> None:
+        self.plan, self.start, self.rank, self.world = plan, start, rank, world
+
+    def __iter__(self) -> Iterator[Step]:
+        position = self.start
+        while True:
+            step = self.plan.step(position, self.rank, self.world)
+            yield step
+            position = step.after
+
+
+class _StepReader(Dataset[tuple[list[Batch], int]]):
+    """Reads a step: its micro-batches, and the position after it."""
+
+    def __init__(self, split: Rows, seed: int, collator: Collates) -> None:
+        self.split, self.seed, self.collator = split, seed, collator
+
+    def __getitem__(self, step: Step) -> tuple[list[Batch], int]:
+        read = ([_row(self.split, sample, self.seed) for sample in batch] for batch in step.batches)
+        return [self.collator(rows) for rows in read], step.after
+
+
+def _as_it_is(step: Any) -> Any:
+    return step
+
+
+def _on_this_device(items: Iterable[Any]) -> Iterator[Any]:
+    """Return the items, to be read by another thread: what it pins belongs to the device of the one that asks now."""
+    device = torch.cuda.current_device() if torch.cuda.is_available() else None
+
+    def read() -> Iterator[Any]:
+        if device is not None:
+            torch.cuda.set_device(device)
+        yield from items
+
+    return read()
 
 
 def _row(split: Rows, sample: Sample, seed: int) -> Row:

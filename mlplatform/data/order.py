@@ -1,14 +1,16 @@
-"""The order of training samples: a pure function of the seed and the epoch.
+"""The order of training samples: a pure function of the seed and the position.
 
-Samples are numbered 0 to count - 1 within an epoch, and positions run on over all epochs: position p is the sample
-`shuffled(p % count)` of epoch `p // count`. A global batch is the next `sequences` positions, whoever reads them, so
-the only state of a run is how many positions were consumed, and neither ranks nor workers appear in it.
+Positions run on from 0 without an end, and an order says which sample stands at each of them. Steps take the next
+positions, whoever reads them (plan.py), so the only state of a run is how many positions were
+consumed, and neither ranks nor workers appear in it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from itertools import accumulate
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,16 +25,72 @@ class Sample(NamedTuple):
     number: int | None
 
 
-def samples(start: int, stop: int, count: int, seed: int) -> list[Sample]:
-    """Return the samples at the global positions start..stop-1. A range may cross from one epoch into the next."""
-    found: list[Sample] = []
-    while start < stop:
-        epoch, first = divmod(start, count)
-        end = min(stop, (epoch + 1) * count)
-        places = np.arange(first, first + end - start, dtype=np.uint64)
-        found += [Sample(epoch, int(number)) for number in shuffled(places, count, seed, epoch)]
-        start = end
-    return found
+class Order(Protocol):
+    """Which sample stands at each position."""
+
+    def samples(self, start: int, stop: int) -> list[Sample]:
+        """Return the samples at the positions start..stop-1."""
+        ...
+
+
+class Shuffled:
+    """All samples 0 to count - 1 in each epoch, every epoch in another order: position p is the sample
+    `shuffled(p % count)` of epoch `p // count`."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.count, self.seed = count, seed
+
+    def samples(self, start: int, stop: int) -> list[Sample]:
+        found: list[Sample] = []
+        while start < stop:
+            epoch, first = divmod(start, self.count)
+            end = min(stop, (epoch + 1) * self.count)
+            places = np.arange(first, first + end - start, dtype=np.uint64)
+            found += [Sample(epoch, int(number)) for number in shuffled(places, self.count, self.seed, epoch)]
+            start = end
+        return found
+
+
+class Mixed:
+    """Parts by weights: of the first n positions a part has `n * weight`, to within the number of parts, for every n.
+
+    The first part has the positions p at which `floor(p * weight)` is about to grow, and the others share what is left
+    in the same way. So how many samples of a part come before a position is known without counting, and the order needs
+    no state. Each part is shuffled by itself, in another order whenever it is exhausted: its epochs are its own.
+
+    Args:
+        counts: samples of each part; they are numbered through, part after part.
+        weights: of each part, in proportion.
+        seed: orders each part.
+    """
+
+    def __init__(self, counts: Sequence[int], weights: Sequence[Fraction], seed: int) -> None:
+        self.parts = [Shuffled(count, seed + number) for number, count in enumerate(counts)]
+        self.firsts = [0, *accumulate(counts)]
+        left = list(accumulate(reversed(weights)))[::-1]
+        self.shares = [weight / rest if rest else Fraction(0) for weight, rest in zip(weights, left, strict=True)]
+
+    def samples(self, start: int, stop: int) -> list[Sample]:
+        turns = [self.turn(position) for position in range(start, stop)]
+        own: dict[int, Iterator[Sample]] = {}
+        for part, place in turns:  # a part's turns follow one another
+            if part not in own:
+                last = place + sum(other == part for other, _ in turns)
+                own[part] = iter(self._numbered(part, place, last))
+        return [next(own[part]) for part, _ in turns]
+
+    def _numbered(self, part: int, start: int, stop: int) -> list[Sample]:
+        first = self.firsts[part]
+        return [Sample(epoch, first + (number or 0)) for epoch, number in self.parts[part].samples(start, stop)]
+
+    def turn(self, position: int) -> tuple[int, int]:
+        """Return whose turn a position is, and how many turns that part had before."""
+        for part, share in enumerate(self.shares):
+            before = position * share.numerator // share.denominator
+            if (position + 1) * share.numerator // share.denominator > before:
+                return part, before
+            position -= before
+        raise AssertionError("the last part's share is 1")
 
 
 def shuffled(places: NDArray[np.uint64], count: int, seed: int, epoch: int) -> NDArray[np.uint64]:
@@ -63,21 +121,6 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
-
-
-class GlobalBatches:
-    """Endless: each item is what one rank reads in one optimizer step, a contiguous part of the global batch."""
-
-    def __init__(self, count: int, sequences: int, seed: int, rank: int, world: int, start: int = 0) -> None:
-        self.count, self.sequences, self.seed = count, sequences, seed
-        self.rank, self.world, self.start = rank, world, start
-
-    def __iter__(self) -> Iterator[list[Sample]]:
-        share, position = self.sequences // self.world, self.start
-        while True:
-            first = position + self.rank * share
-            yield samples(first, first + share, self.count, self.seed)
-            position += self.sequences
 
 
 def in_turn(count: int, micro: int, rank: int, world: int) -> list[list[Sample]]:

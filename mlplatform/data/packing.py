@@ -32,6 +32,10 @@ class Rows(Protocol):
         """Return one row. From epoch 1 on, (seed, epoch) may move where documents are cut."""
         ...
 
+    def lengths(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the length of each row of the given numbers, without reading them where that can be known."""
+        ...
+
 
 class Packed:
     """The documents one after the other, cut every `length` tokens: no padding but in the last row.
@@ -59,6 +63,9 @@ class Packed:
         if (rest := count - (pieces[0][1] - pieces[0][0])) > 0:
             pieces.append((0, rest))
         return self._arrays(pieces)
+
+    def lengths(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.full(len(numbers), self.length)
 
     def _first(self, seed: int, epoch: int) -> int:
         """Return the token an epoch begins with: the start of a document, so that the circle closes there."""
@@ -103,6 +110,13 @@ class Padded:
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
 
+    def lengths(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        documents = np.searchsorted(self.ends, numbers, side="right")
+        parts = numbers - np.where(documents > 0, self.ends[documents - 1], 0)
+        ends = 1 if self.overlap else 2  # tokens beside the stride's: the one before it, or a start and an end
+        inner = self.tokens.offsets[documents + 1] - self.tokens.offsets[documents] - ends
+        return ends + np.clip(inner - parts * self.stride, 0, self.stride)
+
     def row(self, number: int, seed: int, epoch: int) -> Arrays:
         document = int(np.searchsorted(self.ends, number, side="right"))
         part = number - (int(self.ends[document - 1]) if document else 0)
@@ -132,10 +146,16 @@ class Padded:
 def padded(row: Arrays, length: int, filler: int) -> Arrays:
     """Lengthen every array of a row: `input_ids` by the filler token, `labels` by -100, all others by 0."""
     blank = {"input_ids": filler, "labels": IGNORED}
-    return {
-        name: np.pad(array, (0, length - len(array)), constant_values=blank.get(name, 0)).astype(np.int64)
-        for name, array in row.items()
-    }
+    return {name: _lengthened(array, length, blank.get(name, 0)) for name, array in row.items()}
+
+
+def _lengthened(array: NDArray[Any], length: int, blank: int) -> NDArray[np.int64]:
+    """Return what np.pad does in ten times the time, which was half of what a packed row took."""
+    if len(array) == length:
+        return array.astype(np.int64, copy=False)
+    longer = np.full(length, blank, dtype=np.int64)
+    longer[: len(array)] = array
+    return longer
 
 
 def rows(tokens: Tokens, layout: str, length: int, overlap: int, filler: int) -> Rows:

@@ -1,20 +1,33 @@
-"""What training will see: rows as text, with the tokens that are no targets marked."""
+"""What training will see: rows as text, with the tokens that are no targets marked; records with their pictures."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from mlplatform.data.collate import IGNORED, trained_share
+from mlplatform.data.collate import IGNORED, Batch, Row, trained_share
+from mlplatform.data.examples import RecordRows, Tools
+from mlplatform.data.fields import Field, Picture, Sound
 from mlplatform.data.module import DataModule
+from mlplatform.data.order import GlobalBatches
+from mlplatform.data.pictures import picture
+from mlplatform.data.records import Record
+from mlplatform.data.sound import read
+from mlplatform.processors.image import pixels_of
 from mlplatform.processors.tokenizer import Tokenizer
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """Characters that would steer the terminal."""
+LONGEST = 400
+"""Characters of a field's value that are shown."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +38,23 @@ class Stretch:
     document: int
     trained: bool
     tokens: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One record as training sees it.
+
+    Args:
+        record: whose row it is. told: a line for each of its fields.
+        row: its text, where the model reads one; `masked` where the loss is over some of its tokens.
+        picture: its image after all changes, where it has one.
+    """
+
+    record: Record
+    told: list[str]
+    row: list[Stretch] = field(default_factory=list)
+    masked: bool = False
+    picture: Image.Image | None = None
 
 
 def preview(data: DataModule, count: int = 3) -> Iterator[list[Stretch]]:
@@ -52,6 +82,62 @@ def preview(data: DataModule, count: int = 3) -> Iterator[list[Stretch]]:
             )
         else:
             yield stretches(data.tokenizer, ids, labels != IGNORED, documents)
+
+
+def samples(data: DataModule, tools: Tools, count: int = 3) -> Iterator[Sample]:
+    """Yield the first rows of training on records: what each is made of, and what the model gets of it."""
+    rows = data.train_rows
+    assert isinstance(rows, RecordRows)
+    first = next(iter(GlobalBatches(len(rows), min(count, len(rows)), data.seed, 0, 1)))
+    for number, epoch in ((one.number or 0, one.epoch) for one in first):
+        record = rows.at(number)
+        batch = data.collator([Row(rows.row(number, data.seed, epoch), data.seed, epoch, number)])
+        fields = rows.records.shaping.reads.fields  # type: ignore[attr-defined]
+        told = [f"{name}: {said(record[name], kind)}" for name, kind in fields.items() if name in record.values]
+        labels, ids = batch.get("labels"), batch.get("input_ids")
+        masked = labels is not None and ids is not None and labels.shape == ids.shape
+        yield Sample(record, told, _row(batch, data.tokenizer, masked), masked, _picture(batch, tools))
+
+
+def said(value: Any, kind: Field) -> str:
+    """Return a field's value in a line: the size of an image, the length of a sound, the names of classes, a text."""
+    if isinstance(kind, Picture):
+        height, width = pixels_of(value, "the image", False).shape[1:]
+        return f"{width} x {height} pixels{_file(value)}"
+    if isinstance(kind, Sound):
+        samples, rate = read(value)
+        return f"{len(samples) / rate:.2f} s at {rate:,} samples a second{_file(value)}"
+    if kind.holds_classes:
+        names = kind.classes(value)
+        return ", ".join(names) if names else "none"
+    text = CONTROL.sub("�", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+
+
+def _file(value: Any) -> str:
+    return f", {value}" if isinstance(value, Path) else ""
+
+
+def _row(batch: Batch, tokenizer: Tokenizer | None, masked: bool) -> list[Stretch]:
+    """Return the text of a batch of one row; where the loss is over something else, nothing of it is marked."""
+    if tokenizer is None or "input_ids" not in batch:
+        return []
+    ids = batch["input_ids"][0].numpy()
+    trained = batch["labels"][0].numpy() != IGNORED if masked else np.ones(len(ids), bool)
+    return stretches(tokenizer, ids, trained, batch["attention_mask"][0].numpy())
+
+
+def _picture(batch: Batch, tools: Tools) -> Image.Image | None:
+    """Return the image of a batch of one row, with the boxes it has."""
+    pixels = batch.get("pixel_values")
+    if pixels is None or pixels.ndim != 4 or pixels.shape[1] not in (1, 3):
+        return None
+    boxes = []
+    if "boxes" in batch:
+        [names] = tools.classes.values()
+        found = zip(batch["classes"][0].tolist(), batch["boxes"][0].tolist(), strict=True)
+        boxes = [(names[number], box) for number, box in found if number != IGNORED]
+    return picture(pixels[0].numpy(), getattr(tools.processor, "settings", None), boxes)
 
 
 def stretches(

@@ -179,7 +179,7 @@ class Records(Numbered):
 class Splits:
     """The records of a source, by split, and what is known of them all."""
 
-    splits: Mapping[str, Records]
+    splits: Mapping[str, Numbered]
     classes: Mapping[str, tuple[str, ...]]
     """The names of the classes, for each field that holds some, in the order of their numbers."""
     skipped: Mapping[str, int]
@@ -188,21 +188,20 @@ class Splits:
     """Rows the steps left out."""
     content: str
     """A hash of all the data's bytes and of the options that decide what the records are."""
-    texts: tuple[str, ...] = ()
-    """The fields a tokenizer is trained on."""
+    reads: Reads
+    """What the task reads of them."""
     untrained: Mapping[str, list[str]] = dataclasses.field(default_factory=dict)
     """The classes no record to train on has, by field; only where bad rows are left out."""
 
     def fingerprint(self) -> str:
         """Return a hash of the texts a tokenizer is trained on."""
-        return hashlib.sha256(f"{self.content} {self.texts}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.content} {tuple(self.reads.texts)}".encode()).hexdigest()
 
     def train_texts(self) -> Iterator[str]:
         """Yield the texts of the train split in order: what a tokenizer is trained on."""
-        fields = self.splits["train"].shaping.reads.fields
         for record in self.splits["train"]:
-            for name in self.texts:
-                yield from fields[name].texts(record.get(name))
+            for name in self.reads.texts:
+                yield from self.reads.fields[name].texts(record.get(name))
 
 
 class RecordSource:
@@ -282,8 +281,7 @@ class RecordSource:
         splits = {name: Records(every, folder / f"{name}.rows", shaping) for name in SPLITS}
         classes = self._classes(reads, told)
         untrained = self._untrained(classes, told)
-        texts = tuple(reads.texts)
-        return Splits(splits, classes, told["skipped"], told["filtered"], fingerprint, texts, untrained)
+        return Splits(splits, classes, told["skipped"], told["filtered"], fingerprint, reads, untrained)
 
     def _classes(self, reads: Reads, told: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
         """Return the classes of each field, in the order of their numbers."""

@@ -46,10 +46,19 @@ class Source:
 
     def __init__(self, path: str | list[str], validation: float | str | list[str], options: dict[str, Any]) -> None:
         self.files = find(path, self.suffixes, "data.path")
-        self.share = float(validation) if isinstance(validation, (int, float)) else 0.0
+        share = float(validation) if isinstance(validation, (int, float)) else 0.0
         held_out = [] if isinstance(validation, (int, float)) else find(validation, self.suffixes, "data.validation")
         self.validation_files = held_out
         check_apart({"train": self.files, "validation": held_out})
+        self._set(share, options)
+
+    def _set(self, share: float, options: dict[str, Any]) -> None:
+        """Set what all sources have, whatever they read.
+
+        Args:
+            share: of the documents to train on, held out. options: what decides which documents there are.
+        """
+        self.share = share
         self.options = {"kind": type(self).__name__, "share": self.share, **options}
         self.skipped: Counter[str] = Counter()
         """Bad rows left out by the last full reading, by file."""
@@ -61,11 +70,19 @@ class Source:
         return first if len(self.files) == 1 else f"{first} and {len(self.files) - 1} more"
 
     def fingerprint(self) -> str:
-        """Return a hash of every file's bytes and of the options that decide what the documents are."""
-        parts = [json.dumps(self.options, sort_keys=True)]
-        parts += [fingerprint(file) for file in self.files]
-        parts += ["validation", *(fingerprint(file) for file in self.validation_files)]
+        """Return a hash of all bytes that are read and of the options that decide what the documents are."""
+        parts = [json.dumps(self.options, sort_keys=True), *self.contents()]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def contents(self) -> list[str]:
+        """Return hashes of all bytes that are read."""
+        files = [fingerprint(file) for file in self.files]
+        return [*files, "validation", *(fingerprint(file) for file in self.validation_files)]
+
+    def streams(self) -> Iterator[tuple[bool, Iterator[str]]]:
+        """Yield (held out, its documents) of everything that is read, in order."""
+        for held_out, files in ((False, self.files), (True, self.validation_files)):
+            yield from ((held_out, self._read(file)) for file in files)
 
     def documents(self) -> Iterator[Document]:
         """Yield every document in order.
@@ -75,12 +92,11 @@ class Source:
         """
         self.skipped.clear()
         count: Counter[bool] = Counter()
-        for held_out, files in ((False, self.files), (True, self.validation_files)):
-            for file in files:
-                for text in self._read(file):
-                    document = Document(text, held_out or is_validation(text, self.share))
-                    count[document.validation] += 1
-                    yield document
+        for held_out, texts in self.streams():
+            for text in texts:
+                document = Document(text, held_out or is_validation(text, self.share))
+                count[document.validation] += 1
+                yield document
         self._check_splits(train=count[False], validation=count[True])
 
     def _check_splits(self, train: int, validation: int) -> None:
@@ -177,8 +193,11 @@ class Rows(Source):
         field: str,
         on_bad_row: Literal["error", "skip"],
     ) -> None:
-        self.field, self.skip = field, on_bad_row == "skip"
         super().__init__(path, validation, {"field": field, "on_bad_row": on_bad_row})
+
+    def _set(self, share: float, options: dict[str, Any]) -> None:
+        self.field, self.skip = options["field"], options["on_bad_row"] == "skip"
+        super()._set(share, options)
 
     def _text(self, value: Any) -> str:
         """Return the text of a row. Raises ValueError saying what is wrong with it."""
@@ -187,7 +206,7 @@ class Rows(Source):
         except ValueError as error:
             raise ValueError(f"field '{self.field}' {error}") from None
 
-    def _bad(self, file: Path, where: str, why: object) -> None:
+    def _bad(self, file: Path | str, where: str, why: object) -> None:
         """Count a bad row, or raise DataError that says where it is."""
         if not self.skip:
             raise DataError(f"{file}: {where}: {why}; mend it, or leave bad rows out with data.on_bad_row=skip")

@@ -125,6 +125,24 @@ class Replace(Step):
         return {**values, self.column: self.pattern.sub(self.by, text_of(values, self.column))}
 
 
+@block("step/look_up")
+class LookUp(Step):
+    """Replace a value by what a table says of it: the name of a class by words, for one.
+
+    Args:
+        column: whose value, compared as a text. table: value -> what comes in its place; one that it lacks is an error.
+    """
+
+    def __init__(self, *, column: Text, table: dict[str, Text]) -> None:
+        self.column, self.table = column, table
+
+    def __call__(self, values: Values) -> Values:
+        value = str(column(values, self.column))
+        if value not in self.table:
+            raise ValueError(f"'{self.column}' is '{value}', and the table has {listing(self.table)}")
+        return {**values, self.column: self.table[value]}
+
+
 @block("step/split")
 class Split(Step):
     """Make a list of a text.

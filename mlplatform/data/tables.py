@@ -9,20 +9,16 @@ from __future__ import annotations
 import csv
 import io
 import json
-import logging
 import os
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from mlplatform.data.fields import named
 from mlplatform.data.files import lines, not_utf8
+from mlplatform.data.row_groups import GROUPS
 from mlplatform.errors import DataError
 
-log = logging.getLogger(__name__)
-GROUPS_KEPT = 256 << 20
-"""Bytes of row groups a process holds of each Parquet file."""
 BUFFER = 1 << 20
 """Bytes read at a time of a column of a Parquet file."""
 LONGEST_VALUE = 1 << 28
@@ -175,53 +171,21 @@ class _Lines:
 
 
 class ParquetTable:
-    """A Parquet file: a row group is read when one of its rows is asked for, and the last ones are kept.
-
-    Of each file a process holds at most `GROUPS_KEPT` bytes of them, or one that is larger.
-    """
+    """A Parquet file: a row group is read when one of its rows is asked for (row_groups.py)."""
 
     counted = "row"
 
     def __init__(self, file: Path) -> None:
         self.file, self.folder, self.name, self.stamp = file, file.parent, str(file), stamp(file)
-        self._open: Any = None
-        self._starts: list[int] = []
-        self._groups: OrderedDict[int, Any] = OrderedDict()
 
     def scan(self) -> Iterator[tuple[Place, dict[str, Any] | ValueError]]:
         for number, values in enumerate(parquet_rows(self.file)):
             yield Place(number, number + 1), values
 
     def read(self, key: int) -> dict[str, Any]:
-        from bisect import bisect_right
-
         if stamp(self.file) != self.stamp:
             raise ValueError(CHANGED)
-        file = self._open or self._start()
-        group = bisect_right(self._starts, key) - 1
-        if group not in self._groups:
-            self._groups[group] = file.read_row_group(group)
-            while len(self._groups) > 1 and sum(held.nbytes for held in self._groups.values()) > GROUPS_KEPT:
-                self._groups.popitem(last=False)
-        self._groups.move_to_end(group)
-        return self._groups[group].slice(key - self._starts[group], 1).to_pylist()[0]
-
-    def _start(self) -> Any:
-        import pyarrow.parquet as pq
-
-        self._open = file = pq.ParquetFile(self.file)
-        about = file.metadata
-        counts = [about.row_group(i).num_rows for i in range(about.num_row_groups)]
-        self._starts = [sum(counts[:i]) for i in range(len(counts))]
-        size = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
-        if size > GROUPS_KEPT and len(counts) > 1:
-            told = "each row read in random order unpacks a whole row group"
-            better = "as JSON Lines (data=json_rows) a row is read alone"
-            log.warning("%s: %.0f MB in %d row groups: %s; %s", self.file, size / 1e6, len(counts), told, better)
-        return file
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": None, "_groups": OrderedDict()}  # a worker opens the file itself
+        return GROUPS.row((self.file, self.stamp), key)
 
 
 class ListTable:

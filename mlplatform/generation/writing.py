@@ -32,20 +32,21 @@ def write(
         ends: tokens that end a text.
         beams: unfinished texts kept at a time; 1 takes the likeliest token at each place.
         length_penalty: texts are compared by their log-probability / tokens ** length_penalty.
-        begin: tokens the decoder has written already, after its start token.
+        begin: tokens the decoder has written already, after its start token where it has one.
 
     Raises:
         SpecError: the model has no decoder that can begin by itself.
     """
     start: Any = getattr(model, "start_token", None)
-    if getattr(model, "kind", "") != "encoder_decoder" or start is None or getattr(model, "head", None) is None:
+    begun = [*([] if start is None else [int(start)]), *begin]
+    if getattr(model, "kind", "") != "encoder_decoder" or not begun or getattr(model, "head", None) is None:
         raise SpecError("only an encoder_decoder with a head and a start_token writes about an input")
     if beams < 1 or max_new_tokens < 1:
         raise SpecError(f"beams={beams} and max_new_tokens={max_new_tokens} must be 1 or more")
     was_training = model.training
     model.eval()
     try:
-        decoder = _Decoder(model, inputs, beams, [int(start), *begin])
+        decoder = _Decoder(model, inputs, beams, begun)
         most: int = min(max_new_tokens, model.decoder.context_length - len(begin))  # type: ignore[operator,assignment]
         return _greedy(decoder, ends, most) if beams == 1 else _beams(decoder, ends, most, beams, length_penalty)
     finally:

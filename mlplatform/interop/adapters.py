@@ -14,6 +14,7 @@ from torch import Tensor
 from mlplatform.errors import SpecError
 from mlplatform.interop.checkpoint_files import write_folder
 from mlplatform.interop.parts import head_name, weight_rules
+from mlplatform.interop.tensor_files import entries_of
 from mlplatform.interop.weight_rules import Piece, WeightRules
 from mlplatform.models import build
 
@@ -110,4 +111,4 @@ def write_folder_of(folder: Path, tensors: Mapping[str, Tensor], config: Mapping
     """Write adapter_config.json and adapter_model.safetensors, both or none."""
     kept = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
     texts = {"adapter_config.json": json.dumps(kept, indent=2, sort_keys=True, default=str) + "\n"}
-    write_folder(folder, tensors.items(), texts, 10**12, name="adapter_model.safetensors")
+    write_folder(folder, entries_of(tensors), tensors.__getitem__, texts, 10**12, name="adapter_model.safetensors")

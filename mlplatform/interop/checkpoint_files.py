@@ -7,16 +7,16 @@ import os
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mlplatform.errors import CheckpointError, listing
+from mlplatform.interop.tensor_files import Entry, in_file_order, write_tensors
 
 MOST_HEADER = 100 * 2**20
 MOST_JSON = 20 * 2**20
@@ -145,17 +145,22 @@ class CheckpointFolder:
 
 
 def write_folder(
-    folder: Path, tensors: Iterable[tuple[str, Tensor]], texts: dict[str, str], shard_size: int, name: str = SINGLE
+    folder: Path,
+    entries: Mapping[str, Entry],
+    read: Callable[[str], Tensor],
+    texts: dict[str, str],
+    shard_size: int,
+    name: str = SINGLE,
 ) -> None:
     """Write tensors as shards of at most `shard_size` bytes (a single one is called `name`), and text files, all of
-    them or none.
+    them or none. A tensor is read when it is written, and none is kept.
 
     A folder that is there already gets the new files one by one, each renamed into place, config.json last.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        _write_shards(temporary, tensors, shard_size, name)
+        _write_shards(temporary, entries, read, shard_size, name)
         for file, text in texts.items():
             (temporary / file).write_text(text, encoding="utf-8")
         for path in temporary.iterdir():
@@ -174,37 +179,30 @@ def write_folder(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_size: int, name: str) -> None:
-    shards: list[list[str]] = []
-    total = 0
-    for shard in _in_shards(tensors, shard_size):
-        total += sum(t.nbytes for t in shard.values())
-        try:
-            save_file(shard, folder / f"part-{len(shards)}", metadata={"format": "pt"})
-        except SafetensorError as error:
-            raise OSError(str(error)) from None
-        shards.append(list(shard))
-    if len(shards) == 1:
-        (folder / "part-0").rename(folder / name)
-        return
-    weight_map = {}
-    for number, names in enumerate(shards):
-        file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
-        (folder / f"part-{number}").rename(folder / file)
-        weight_map |= dict.fromkeys(names, file)
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+def _write_shards(
+    folder: Path, entries: Mapping[str, Entry], read: Callable[[str], Tensor], shard_size: int, name: str
+) -> None:
+    shards = list(_in_shards(entries, shard_size))
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards):
+        file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else name
+        write_tensors(folder / file, shard, map(read, in_file_order(shard)), {"format": "pt"})
+        weight_map |= dict.fromkeys(shard, file)
+    if len(shards) > 1:
+        total = sum(entry.nbytes for entry in entries.values())
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _in_shards(tensors: Iterable[tuple[str, Tensor]], shard_size: int) -> Iterator[dict[str, Tensor]]:
-    shard: dict[str, Tensor] = {}
+def _in_shards(entries: Mapping[str, Entry], shard_size: int) -> Iterator[dict[str, Entry]]:
+    shard: dict[str, Entry] = {}
     held = 0
-    for name, tensor in tensors:
-        if shard and held + tensor.nbytes > shard_size:
+    for name, entry in entries.items():
+        if shard and held + entry.nbytes > shard_size:
             yield shard
             shard, held = {}, 0
-        shard[name] = tensor.detach().cpu().contiguous()
-        held += tensor.nbytes
+        shard[name] = entry
+        held += entry.nbytes
     yield shard
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +14,40 @@ from mlplatform.errors import SpecError
 from mlplatform.interop.checkpoint_files import write_folder
 from mlplatform.interop.loading import groups_of
 from mlplatform.interop.parts import head_name, weight_rules, write_config
-from mlplatform.interop.weight_rules import WeightRules
+from mlplatform.interop.tensor_files import entries_of
+from mlplatform.interop.weight_rules import Piece, WeightRules
 
 SHARD_SIZE = 5 * 10**9
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
-def save(model: nn.Module, folder: str | Path, *, tokenizer: Any = None, shard_size: int = SHARD_SIZE) -> None:
+def save(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    tokenizer: Any = None,
+    shard_size: int = SHARD_SIZE,
+    state: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write config.json and safetensors (and the tokenizer's files) as `save_pretrained` would.
 
     Args:
         tokenizer: anything with `save(folder)`.
         shard_size: bytes of tensors a file holds at most.
+        state: where the weights are read from, one at a time, for a model on the meta device; they are written in its
+            types.
 
     Raises:
         SpecError: the model's YAML has no `hf:`, or a value Hugging Face's config has no word for.
         CheckpointError: the folder can't be written; nothing in it was changed.
     """
-    config = config_json(model)
-    write_folder(Path(folder), tensors(model), {"config.json": json.dumps(config, indent=2) + "\n"}, shard_size)
+    texts = {"config.json": json.dumps(config_json(model), indent=2) + "\n"}
+    own = model.state_dict()
+    shell = {name: tensor.to("meta") for name, tensor in own.items()}
+    pieces = _plan(model, own)
+    made = {name: t for piece in pieces for name, t in piece.to_theirs(shell, groups_of(model, piece)).items()}
+    entries, theirs = entries_of(made), _Theirs(model, own if state is None else state, pieces)
+    write_folder(Path(folder), entries, lambda name: theirs[name].to(entries[name].dtype), texts, shard_size)
     if tokenizer is not None:
         tokenizer.save(Path(folder))
 
@@ -56,11 +71,23 @@ def config_json(model: nn.Module) -> dict[str, Any]:
     return config
 
 
-def tensors(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> Iterator[tuple[str, Tensor]]:
-    """Yield the checkpoint's tensors under their names, one at a time."""
+def _plan(model: nn.Module, state: Mapping[str, Tensor]) -> list[Piece]:
     spec: dict[str, Any] = model.spec  # type: ignore[assignment]
-    state = model.state_dict() if state is None else state
     bare = head_name(spec) in ((spec.get("hf") or {}).get("bare") or ())
-    rules = WeightRules(weight_rules(spec, bare))
-    for piece in rules.plan({name: t.shape for name, t in state.items()}, None):
-        yield from piece.to_theirs(state, groups_of(model, piece)).items()
+    return WeightRules(weight_rules(spec, bare)).plan({name: t.shape for name, t in state.items()}, None)
+
+
+class _Theirs:
+    """The checkpoint's tensors by their names, made of ours when they are asked for; the last piece stays at hand."""
+
+    def __init__(self, model: nn.Module, state: Mapping[str, Tensor], pieces: list[Piece]) -> None:
+        self.model, self.state = model, state
+        self.pieces = {name: piece for piece in pieces for name in piece.theirs}
+        self.made: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.made:
+            self.made = {}  # before the next is read
+            piece = self.pieces[name]
+            self.made = piece.to_theirs(self.state, groups_of(self.model, piece))
+        return self.made[name]

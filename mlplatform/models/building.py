@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mlplatform.models.init import Normal
+from mlplatform.models.init import initialise
 from mlplatform.registry import Spec
 
 
@@ -63,13 +63,6 @@ class _Unfilled(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-@torch.no_grad()
-def initialise(model: nn.Module, spec: Spec) -> None:
-    """Give every parameter its initial value by the spec's `init`."""
-    start = spec.child("init").build() if spec["init"] is not None else Normal()
-    start(model)
-
-
 def initialise_module(
     model: nn.Module, name: str, device: torch.device, dtype: torch.dtype | None = None, seed: int = 0
 ) -> None:
@@ -80,4 +73,4 @@ def initialise_module(
         part.to(dtype)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        initialise(part, Spec(model.spec, "", "model"))  # type: ignore[arg-type]
+        initialise(model, Spec(model.spec, "", "model"), under=name)  # type: ignore[arg-type]

@@ -48,4 +48,6 @@ def adapter_alone(model: nn.Module) -> bool:
 
 
 def _bytes(tensor: Tensor) -> Any:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    whole: Any = tensor.detach()
+    whole = whole.full_tensor() if hasattr(whole, "full_tensor") else whole  # of a model divided among ranks
+    return whole.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()

@@ -46,7 +46,7 @@ class Transformer(nn.Module):
         normed_states: bool = True,
     ) -> None:
         super().__init__()
-        self.dim, self.context_length, self.norm_spec = dim, context_length, norm
+        self.dim, self.depth, self.context_length, self.norm_spec = dim, depth, context_length, norm
         handed: dict[str, Any] = {"dim": dim, "tower_norm": norm, "context_length": context_length}
         self.input = input.build(**handed, shared=shared)
         heads = layer.child("attention")["heads"]
@@ -61,6 +61,8 @@ class Transformer(nn.Module):
         self.normed_states = normed_states
         self.checkpointed = False
         """Whether layers are computed again in the backward pass instead of being kept."""
+        self.kept: frozenset[int] = frozenset()
+        """Numbers of layers that are kept all the same."""
 
     @property
     def table(self) -> nn.Module | None:
@@ -79,10 +81,10 @@ class Transformer(nn.Module):
             context.bias = self.position_bias(context, x.shape[1])
         context.recomputed = self.checkpointed and self.training
         raw = x
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers):
             if states is not None:
                 states.append(raw)
-            x = raw = self._through(layer, x, context)
+            x = raw = self._through(number, layer, x, context)
             if self.norm_every and self.final_norm is not None:
                 x = self.final_norm(x)
         if self.final_norm is not None:
@@ -91,7 +93,7 @@ class Transformer(nn.Module):
             states.append(x if self.normed_states else raw)
         return x
 
-    def _through(self, layer: nn.Module, x: Tensor, context: Context) -> Tensor:
-        if context.recomputed:
+    def _through(self, number: int, layer: nn.Module, x: Tensor, context: Context) -> Tensor:
+        if context.recomputed and number not in self.kept:
             return checkpoint(layer, x, context, use_reentrant=False)  # type: ignore[return-value]
         return layer(x, context)

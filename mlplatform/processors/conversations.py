@@ -11,19 +11,25 @@ from mlplatform.errors import DataError
 from mlplatform.processors.chat import ChatTemplate, Message
 
 CHATML = """\
+{%- macro said(content) %}
+    {%- if content is string %}{{ content }}{% else %}
+        {%- for part in content %}{{ '<image>\\n' if part.type == 'image' else part.text }}{% endfor %}
+    {%- endif %}
+{%- endmacro %}
 {{- bos_token or '' }}
 {%- for message in messages %}
     {{- '<|im_start|>' + message.role + '\\n' }}
     {%- if message.role == 'assistant' %}
-        {%- generation %}{{ message.content + '<|im_end|>' }}{% endgeneration %}
+        {%- generation %}{{ said(message.content) + '<|im_end|>' }}{% endgeneration %}
     {%- else %}
-        {{- message.content + '<|im_end|>' }}
+        {{- said(message.content) + '<|im_end|>' }}
     {%- endif %}
     {{- '\\n' }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
 """
-"""OpenAI's ChatML, with marks around what the assistant says: the template of a tokenizer that has none of its own."""
+"""OpenAI's ChatML, with marks around what the assistant says: the template of a tokenizer that has none of its own.
+A content is a text, or a list of parts, texts and images."""
 Spans = list[tuple[int, int]]
 
 

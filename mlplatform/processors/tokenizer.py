@@ -42,6 +42,7 @@ TRAINED = {
     "masked": {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"},
     "sentinels": {"pad": "<pad>", "eos": "</s>", "unk": "<unk>"},
     "chat": {"bos": "<|bos|>", "eos": "<|im_end|>", "pad": "<|pad|>"},
+    "visual": {"bos": "<|bos|>", "eos": "<|im_end|>", "pad": "<|pad|>"},
 }
 """The special tokens of a tokenizer trained here, in the order of their numbers."""
 FRAMES = {
@@ -49,12 +50,15 @@ FRAMES = {
     "masked": ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"),
     "sentinels": ("$A </s>", "$A </s> $B:1 </s>:1"),
     "chat": ("<|bos|> $A", "<|bos|> $A <|bos|>:1 $B:1"),
+    "visual": ("<|bos|> $A", "<|bos|> $A <|bos|>:1 $B:1"),
 }
 SENTINELS = [f"<extra_id_{number}>" for number in range(100)]
 """What T5 puts where a span was taken out."""
-BESIDE = {"sentinels": SENTINELS, "chat": ["<|im_start|>"]}
+IMAGE = "<image>"
+"""Stands where an image does in a text."""
+BESIDE = {"sentinels": SENTINELS, "chat": ["<|im_start|>"], "visual": ["<|im_start|>", IMAGE]}
 """Special tokens without a role."""
-Specials = Literal["causal", "masked", "sentinels", "chat"]
+Specials = Literal["causal", "masked", "sentinels", "chat", "visual"]
 SPARE_ROWS = 1024
 """Rows a model may have beyond the tokenizer: sizes are rounded up for speed, by 905 in Phi-2, 267 in Qwen3."""
 
@@ -250,7 +254,7 @@ def bpe(
     corpus: Corpus,
     *,
     vocab: Positive,
-    specials: Literal["causal", "masked", "sentinels", "chat"] = "causal",
+    specials: Literal["causal", "masked", "sentinels", "chat", "visual"] = "causal",
     sample_bytes: Positive = 1_000_000_000,
 ) -> Tokenizer:
     """Byte-level BPE (GPT-2's) trained on the train split of the run's own data and cached. arXiv:1508.07909
@@ -259,7 +263,8 @@ def bpe(
         vocab: number of tokens, the 256 bytes and the special tokens counted; less when the text has no more pairs.
         specials: `causal` puts <|bos|> before a text; `masked` frames it as [CLS] text [SEP] and has [MASK];
             `sentinels` puts </s> after it and has <extra_id_0> to <extra_id_99>, as T5; `chat` is `causal` with
-            ChatML's <|im_start|> and <|im_end|>, which ends a text too, and its template.
+            ChatML's <|im_start|> and <|im_end|>, which ends a text too, and its template; `visual` is `chat` with
+            <image>, token 4.
         sample_bytes: of a larger train split, training reads this much from its start.
     """
     least = 256 + len(_specials(specials))
@@ -322,7 +327,10 @@ def train(texts: Iterable[str], vocab: int, specials: Specials) -> Tokenizer:
     one, two = FRAMES[specials]
     numbers = [(token, backend.token_to_id(token)) for token in special.values()]
     backend.post_processor = processors.TemplateProcessing(single=one, pair=two, special_tokens=numbers)
-    return Tokenizer(backend, special, "the trained tokenizer", _chat_config("chatml" if specials == "chat" else None))
+    config = _chat_config("chatml" if "<|im_start|>" in _specials(specials) else None)
+    if IMAGE in _specials(specials):
+        config["extra_special_tokens"] = {"image_token": IMAGE}
+    return Tokenizer(backend, special, "the trained tokenizer", config)
 
 
 def load(path: Path | str, special: Mapping[str, str] | None = None) -> Tokenizer:

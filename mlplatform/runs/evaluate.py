@@ -20,6 +20,7 @@ from mlplatform.runs import record
 from mlplatform.runs.config_file import check_complete, put, read_config
 from mlplatform.runs.experiment import Experiment
 from mlplatform.runs.folder import write_whole
+from mlplatform.runs.media import keep
 from mlplatform.runs.weights import load_run
 from mlplatform.training import precision
 from mlplatform.training.strategies import Place
@@ -27,6 +28,8 @@ from mlplatform.training.validation import measure
 
 CHANGEABLE = ("data.", "batch.", "task.", "trainer.accelerator", "trainer.precision")
 """What another evaluation may have otherwise than the run; the rest is the model's."""
+MEDIA = 24
+"""Records whose pictures and sound are kept beside their predictions."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,10 @@ def _measure(task: Any, data: DataModule, split: str, limit: int | None, said: _
 
 
 class _Predictions:
-    """predictions.jsonl: for each record its number, where it is, its fields that are text, and the prediction."""
+    """predictions.jsonl: for each record its number, where it is, its fields that are text, and the prediction.
+
+    Of the first records, pictures and sound that have no file of their own are written into `media/`.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path, self.count = path, 0
@@ -124,6 +130,9 @@ class _Predictions:
 
     def write(self, number: int, record: Any, prediction: Mapping[str, Any]) -> None:
         fields = {name: value for name, value in record.values.items() if _plain(value)}
+        for name in record.values.keys() - fields.keys() if self.count < MEDIA else ():
+            if file := keep(record.values[name], self.path.parent / "media" / f"{number}-{name}"):
+                fields[name] = str(file.relative_to(self.path.parent))
         line = {"number": number, "place": record.place, **fields, "prediction": dict(prediction)}
         self.file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
         self.count += 1

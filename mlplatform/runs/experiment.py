@@ -13,15 +13,18 @@ import torch
 from torch import nn
 
 from mlplatform.data.examples import Tools
-from mlplatform.data.material import DocumentMaterial, RecordMaterial
+from mlplatform.data.material import Material, RecordMaterial, documents
+from mlplatform.data.mixture import RecordMixture, holds_records
 from mlplatform.data.module import DataModule
 from mlplatform.data.records import RecordSource
 from mlplatform.data.tokens import build_tokenizer
 from mlplatform.errors import RunError, SpecError, listing
 from mlplatform.models import build
 from mlplatform.models.costs import PRECISIONS
+from mlplatform.models.share import Share
 from mlplatform.models.trained import adapter_alone
 from mlplatform.registry import Natural, Spec, Text, block
+from mlplatform.runs.launchers.local import Local
 from mlplatform.runs.teacher import Teacher
 from mlplatform.runs.trackers import trackers
 from mlplatform.runs.weights import initial
@@ -55,6 +58,7 @@ class Experiment:
         plugins: installed packages whose blocks the config may name.
         prompt: what the sample at the end of a causal model's run goes on from.
         sweep: how `mlplatform sweep` searches; one run does not look at it.
+        launcher: where the run runs; null for here.
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class Experiment:
         prompt: str = "\n",
         plugins: list[Text] | None = None,
         sweep: Annotated[Spec, "sweep"] | None = None,
+        launcher: Annotated[Spec, "launcher"] | None = None,
     ) -> None:
         if experiment in (".", "..") or "/" in experiment:
             raise SpecError(f"experiment={experiment!r} is no folder name")
@@ -90,6 +95,7 @@ class Experiment:
         self.seed, self.init_from, self.prompt, self.processor = seed, init_from, prompt, processor
         self.adapter, self.freeze = adapter, freeze
         self.teacher: Teacher | None = teacher.build() if teacher is not None else None
+        self.launcher: Any = Local() if launcher is None else launcher.build()
         self._tools = Tools()
         self._data: DataModule | None = None
         self._model: nn.Module | None = None
@@ -104,14 +110,13 @@ class Experiment:
             SpecError: the machine lacks what is asked, blocks don't fit, or the task doesn't fit the model.
             RunError: the model with its gradients and optimizer is larger than the machine's memory.
         """
-        place = preflight(self.trainer, self.strategy, self.schedule)
-        shell = build(self.model, device="meta")
-        self._choose_parts(shell)
+        place, shell = self.check_processes()
         task = self.build_task(shell)
         optimizers.build(self.optimizer, shell)
         trackers(self.logger)
         self._check_batch(task)
-        self._check_memory(shell, place, sizes)
+        if self.launcher.here:
+            self._check_memory(shell, place, sizes)
         if self.teacher is not None and self.teacher.layers is not None:
             if self.init_from is not None:
                 told = "the student starts from the teacher's layers or from init_from; leave one away"
@@ -121,23 +126,34 @@ class Experiment:
             self._model = initial(self.model.data, self.init_from, self.seed)
         return place
 
+    def check_processes(self) -> tuple[Place, nn.Module]:
+        """Check that the machine and the strategy fit the model; return the place, and the model without weights.
+
+        Raises:
+            SpecError: the machine lacks what is asked, or the strategy can't divide the model among the devices.
+        """
+        place = preflight(self.trainer, self.strategy, self.schedule, self.launcher.place)
+        shell = build(self.model, device="meta")
+        self._choose_parts(shell)
+        self.strategy.build().check_model(shell, self.optimizer, place)
+        return place, shell
+
     def _check_batch(self, task: Any) -> None:
         """Check the batch and the data against the task and the model."""
-        self.batch.build()
+        shape = self.batch.build()
         self._check_data(task)
         reads_text = not task.reads_records or bool(task.reads().texts)
-        length, (name, tower) = self.batch["length"], self._tower
+        length, (name, tower) = shape.length, self._tower
         if reads_text and length > tower.get("context_length", length):
             most = tower["context_length"]
             told = f"{length} tokens are more than model.{name}.context_length={most}; use {most} or less"
             raise SpecError(problems=[("batch.length", told)])
-        if not task.reads_records and (layout := self.batch["layout"]) not in task.layouts:
-            told = f"task={self.task.kind} can't be laid out as '{layout}'; use batch={task.layouts[0]}"
+        if not task.reads_records and shape.layout not in task.layouts:
+            told = f"task={self.task.kind} can't be laid out as '{shape.layout}'; use batch={task.layouts[0]}"
             raise SpecError(problems=[("batch.layout", told)])
 
     def _check_data(self, task: Any) -> None:
-        made = self.data.thing
-        records = isinstance(made, type) and issubclass(made, RecordSource)
+        records = holds_records(self.data)
         if records and not task.reads_records:
             told = f"data={self.data.kind} holds records, and task={self.task.kind} learns from documents"
             raise SpecError(problems=[("data", f"{told}; take data=shakespeare, text, jsonl or parquet")])
@@ -190,20 +206,21 @@ class Experiment:
             material, collator = (self._records if task.reads_records else self._documents)(task)
             if self.teacher is not None:
                 self.teacher.check_tokenizer(self._tools.tokenizer)
-            self._data = DataModule(material, self.batch, collator, self.seed, place.rank, place.world)
+            share = self.strategy.build().share(place) if place.processes > 1 else Share()
+            self._data = DataModule(material, self.batch, collator, self.seed, share.number, share.count)
             self._data.setup()
         return self._data
 
-    def _documents(self, task: Any) -> tuple[DocumentMaterial, Any]:
+    def _documents(self, task: Any) -> tuple[Material, Any]:
         """Return the data as one stream of tokens, and the task's collator."""
         source = self.data.build()
         tokenizer, length = self._build_tokenizer(source), self.batch["length"]
         self._tools = Tools(tokenizer=tokenizer, length=length)
-        return DocumentMaterial(source, tokenizer), task.collator(tokenizer, length)
+        return documents(source, tokenizer), task.collator(tokenizer, length)
 
     def _records(self, task: Any) -> tuple[RecordMaterial, Any]:
         """Return the data as records, and what makes rows of them for the task."""
-        source: RecordSource = self.data.build()
+        source: RecordSource | RecordMixture = self.data.build()
         trained = self.tokenizer is not None and "corpus" in self.tokenizer.signature.handed
         task.tools = given = Tools(
             tokenizer=self._build_tokenizer(source) if self.tokenizer is not None and not trained else None,

@@ -9,7 +9,7 @@ import torch
 
 from mlplatform.errors import RunError
 from mlplatform.runs.config_file import read_config
-from mlplatform.runs.weights import load_run
+from mlplatform.runs.weights import last_checkpoint, load_run, shell_of, weights_of
 
 __all__ = ["export", "export_adapter", "load_run", "load_tokenizer"]
 
@@ -21,11 +21,27 @@ def load_tokenizer(folder: Path) -> Any:
     return load(folder / "tokenizer")
 
 
-def export(folder: Path, target: Path, dtype: torch.dtype | None = None) -> None:
-    """Write a run's model and tokenizer as a folder Hugging Face loads; adapters are merged into the weights."""
+def export(folder: Path, target: Path, dtype: torch.dtype | None = None, shard_size: int | None = None) -> None:
+    """Write a run's model and tokenizer as a folder Hugging Face loads; adapters are merged into the weights.
+
+    Without adapters no more is in memory than what becomes one tensor or one fused layer there, however many ranks
+    wrote the checkpoint. No process group is needed.
+
+    Args:
+        shard_size: bytes a file holds at most; None for the usual.
+    """
     from mlplatform.interop import save
 
-    save(load_run(folder, dtype=dtype), target, tokenizer=load_tokenizer(folder))
+    more: dict[str, Any] = {} if shard_size is None else {"shard_size": shard_size}
+    if read_config(folder).get("adapter"):
+        save(load_run(folder, dtype=dtype), target, tokenizer=load_tokenizer(folder), **more)
+        return
+    checkpoint = last_checkpoint(folder)
+    weights = weights_of(checkpoint)
+    model = shell_of(folder, checkpoint, weights)
+    if dtype is not None:
+        model.to(dtype)
+    save(model, target, tokenizer=load_tokenizer(folder), state=weights, **more)
 
 
 def export_adapter(folder: Path, target: Path) -> int:

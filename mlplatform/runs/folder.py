@@ -3,6 +3,7 @@
 outputs/<experiment>/<date_time>/
   run.json  config.yaml  overrides.yaml  metrics.jsonl  metrics.csv  log.txt  env.txt
   checkpoints/  tokenizer/  samples/  error.txt (only on failure)
+  code/  job.sh  output.txt (of a run that waited: what ran, the job, all that its processes said)
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ from mlplatform.errors import RunError, did_you_mean, listing
 
 RECORD = "run.json"
 LOCK = ".lock"
+CANCELLED = ".cancelled"
+"""Stands in the folder of a run that somebody cancelled: its job is not to go back into the queue."""
+OUTPUT = "output.txt"
+"""All that the processes of a run said that was not started on a terminal."""
 SPARE = 1 << 18
 """Bytes kept free for saying that the disk is full."""
 VARIABLE = "MLPLATFORM_RUN"
@@ -49,9 +54,30 @@ def create(outputs: Path, experiment: str, now: float | None = None) -> Path:
     raise RunError(f"{parent}: ten thousand runs started in this second")
 
 
-def runs_in(outputs: Path) -> list[Path]:
-    """Return every run folder under `outputs`, oldest first by name."""
-    return sorted((record.parent for record in outputs.glob(f"*/*/{RECORD}")), key=lambda p: (p.name, str(p)))
+def runs_in(outputs: Path, experiment: str | None = None) -> list[Path]:
+    """Return every run folder under `outputs`, or those of one experiment, oldest first by name."""
+    experiments = [experiment] if experiment is not None else experiments_in(outputs)
+    found = [
+        (name, experiment)
+        for experiment in experiments
+        for name in _folders(outputs / experiment)
+        if os.path.isfile(f"{outputs}/{experiment}/{name}/{RECORD}")  # noqa: PTH113  (for ten thousand runs)
+    ]
+    return [outputs / experiment / name for name, experiment in sorted(found)]
+
+
+def experiments_in(outputs: Path) -> list[str]:
+    """Return the names of the experiments' folders under `outputs`."""
+    return sorted(_folders(outputs))
+
+
+def _folders(parent: Path) -> list[str]:
+    """Return the names of the folders in a folder; none where it is no folder."""
+    try:
+        with os.scandir(parent) as entries:
+            return [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
+    except OSError:
+        return []
 
 
 def find(name: str | None, outputs: Path) -> Path:
@@ -107,6 +133,11 @@ def is_held(folder: Path) -> bool:
     except OSError:
         return False
     return False
+
+
+def cancelled(folder: Path) -> bool:
+    """Whether somebody cancelled this run since it was started."""
+    return (folder / CANCELLED).exists()
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlplatform.errors import RunError
+from mlplatform.places import PACKAGE
 from mlplatform.runs.folder import RECORD, write_whole
 
 SCHEMA = 1
@@ -27,7 +29,8 @@ PACKAGES = (
     "numpy",
     "wandb",
 )
-Status = Literal["running", "finished", "failed", "preempted", "pruned"]
+MOST_EVENTS = 200
+Status = Literal["queued", "running", "finished", "failed", "preempted", "cancelled", "pruned"]
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -53,6 +56,12 @@ def update(folder: Path, **changes: Any) -> dict[str, Any]:
     return record
 
 
+def add_event(folder: Path, step: int, kind: str, what: str) -> None:
+    """Write down what went wrong at a step; the newest `MOST_EVENTS` stay."""
+    events = [*read(folder).get("events", []), {"time": time.time(), "step": step, "kind": kind, "what": what}]
+    update(folder, events=events[-MOST_EVENTS:])
+
+
 def begin(folder: Path, experiment: str, seed: int, argv: list[str], devices: int, data: dict[str, Any]) -> None:
     """Write the first record of a run, and env.txt."""
     commit, dirty = git_state(Path.cwd())
@@ -68,6 +77,7 @@ def begin(folder: Path, experiment: str, seed: int, argv: list[str], devices: in
         devices=devices,
         host=socket.gethostname(),
         git={"commit": commit, "dirty": dirty},
+        source=source(),
         versions=versions(),
         data=data,
         sessions=[],
@@ -87,6 +97,14 @@ def git_state(folder: Path) -> tuple[str | None, bool | None]:
         return commit.stdout.strip(), bool(changed.stdout.strip())
     except (OSError, subprocess.TimeoutExpired):
         return None, None
+
+
+def source() -> str:
+    """Return a hash of the library's own files: it tells changes that no commit has, and wheels of one version."""
+    found = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        found.update(f"{path.relative_to(PACKAGE).as_posix()}\0".encode() + path.read_bytes())
+    return found.hexdigest()[:16]
 
 
 def versions() -> dict[str, str]:

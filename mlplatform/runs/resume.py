@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from mlplatform.errors import RunError, listing
-from mlplatform.registry import validate
+from mlplatform.registry import Spec, validate
 from mlplatform.runs import record
 from mlplatform.runs.config_file import check_complete, leaves, masked_paths, put, read_config, read_shown, write_config
+from mlplatform.runs.experiment import Experiment
 from mlplatform.runs.folder import held
 from mlplatform.runs.launch import start
 
@@ -21,9 +22,13 @@ CHANGEABLE = (
     "trainer.validate_every",
     "trainer.checkpoint_every",
     "trainer.devices",
+    "trainer.restarts",
+    "trainer.on_bad_loss.kind",
+    "trainer.on_bad_loss.most",
     "batch.workers",
     "batch.timeout",
-    "strategy.kind",
+    "strategy.*",
+    "launcher.*",
 )
 """Keys that don't change what the run computes up to its old end."""
 
@@ -59,7 +64,7 @@ def _changed(folder: Path, before: dict[str, Any], changes: dict[str, Any]) -> t
     now = leaves(before)
     given = {path: value for path, value in changes.items() if path not in now or now[path] != value}
     allowed = {*CHANGEABLE, *masked_paths(before)}
-    if refused := [path for path in given if path not in allowed]:
+    if refused := [p for p in given if p not in allowed and not p.startswith(("strategy.", "launcher."))]:
         shown = leaves(read_shown(folder))
         differences = listing(f"{path}={given[path]!r} (the run has {shown.get(path)!r})" for path in refused)
         raise RunError(
@@ -67,9 +72,12 @@ def _changed(folder: Path, before: dict[str, Any], changes: dict[str, Any]) -> t
             f"for anything else start a new one: mlplatform train init_from={folder} ..."
         )
     config = copy.deepcopy(before)
-    for path, value in given.items():
+    for path, value in sorted(given.items(), key=lambda one: not one[0].endswith(".kind")):
         block, _, field = path.rpartition(".")
         put(config, *((block, {"kind": value}) if field == "kind" else (path, value)))  # another kind, other fields
     check_complete(folder, config)
     validate(config, "run")
+    if any(path.startswith(("strategy.", "trainer.devices")) for path in given):
+        experiment: Experiment = Spec.of(config, "run").build()
+        experiment.check_processes()
     return config, given

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from mlplatform.errors import RunError
-from mlplatform.training.progress import Display, Lines
+from mlplatform.runs import record
+from mlplatform.training.progress import Display, Events, Lines
 
 
 class Screen:
@@ -48,6 +50,36 @@ class Screen:
             yield
         finally:
             logger.removeHandler(handler)
+
+
+class Told:
+    """A tracker that prints what other programs read: JSON lines of a run's start, its metrics and its end."""
+
+    def __init__(self, events: Events) -> None:
+        self.events = events
+
+    def start(self, folder: Path, config: dict[str, Any]) -> None:
+        """Tell where the run is and what it is."""
+        known = record.read(folder)
+        facts = {name: known.get(name) for name in ("id", "parameters", "devices", "seed")}
+        self.folder = folder
+        self.events.tell("start", run=str(folder), **facts)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Tell the metrics of a step; what is not finite is null, as in metrics.jsonl."""
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self.events.tell("metrics", step=step, **finite)
+
+    def finish(self, status: str, error: str | None) -> None:
+        """Tell how the run ended."""
+        known = record.read(self.folder)
+        told = {name: known.get(name) for name in ("steps", "seconds", "best")}
+        self.events.tell("end", run=str(self.folder), status=status, error=error, **told)
+
+
+def told(screen: Screen) -> list[Told]:
+    """Return what tells metrics as JSON lines, where the screen does."""
+    return [Told(screen.shown)] if isinstance(screen.shown, Events) else []
 
 
 class _Stamped:

@@ -141,11 +141,13 @@ class Killer(Watch):
 
     def __init__(self, folder: Path, kill: str) -> None:
         self.path = folder / BATCHES
+        last = newest_whole(folder / "checkpoints")[0]
+        self.begun = step_of(last) if last else 0
         self.at, _, number = kill.partition(":")
         self.number, self.saves = int(number or 0), 0
 
     def batches(self, data: Any) -> Any:
-        return _Data(data, self.path) if int(os.environ.get("RANK", 0)) == 0 else data
+        return _Data(data, self.begun, self.path) if int(os.environ.get("RANK", 0)) == 0 else data
 
     def logged(self, step: int) -> None:
         if self.at == "step" and step >= self.number:
@@ -161,32 +163,31 @@ class Killer(Watch):
 class _Data:
     """A run's data whose train loader is watched."""
 
-    def __init__(self, data: Any, path: Path) -> None:
-        self.data, self.path = data, path
+    def __init__(self, data: Any, begun: int, path: Path) -> None:
+        self.data, self.begun, self.path = data, begun, path
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.data, name)
 
     def train_dataloader(self) -> Any:
-        return _Loader(self.data.train_dataloader(), self.data.shape.sequences, self.path)
+        return _Loader(self.data.train_dataloader(), self.begun, self.path)
 
 
 class _Loader:
-    """A train loader that writes down what it gives."""
+    """A train loader that writes down what it gives in each step after the one a run goes on from."""
 
-    def __init__(self, loader: Any, sequences: int, path: Path) -> None:
-        self.loader, self.sequences, self.path = loader, sequences, path
+    def __init__(self, loader: Any, begun: int, path: Path) -> None:
+        self.loader, self.begun, self.path = loader, begun, path
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
-        for item in self.loader:
+        for step, item in enumerate(self.loader, self.begun + 1):
             digest = hashlib.sha256()
             for batch in item:
                 for name in sorted(batch):
                     digest.update(name.encode() + batch[name].numpy().tobytes())
-            step = self.loader.state_dict()["consumed"] // self.sequences
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, "inputs": digest.hexdigest()}) + "\n")
             yield item

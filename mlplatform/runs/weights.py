@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections import ChainMap
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from mlplatform.errors import CheckpointError, listing
 from mlplatform.interop import fetch, load
@@ -22,6 +22,7 @@ from mlplatform.registry import Spec
 from mlplatform.runs.config_file import leaves, read_config
 from mlplatform.training.adapters import merge
 from mlplatform.training.checkpoints import STATE, newest_whole
+from mlplatform.training.shards import Stored
 
 log = logging.getLogger(__name__)
 HEAD = "head."
@@ -45,31 +46,66 @@ def load_run(
     Raises:
         CheckpointError: the run has no whole checkpoint, or what its adapter stands on is gone or another.
     """
+    checkpoint = last_checkpoint(folder)
+    config = read_config(folder)
+    adapter = config.get("adapter")
+    weights = weights_of(checkpoint, averaged)
+    if not adapter:
+        model = shell_of(folder, checkpoint, weights)
+        model.load_state_dict({name: weights[name].to(device) for name in weights}, assign=True)
+    else:
+        model = initial(config["model"], config["init_from"])
+        Spec.of(adapter, "adapter", "adapter").build().apply(model)
+        _check_base(model, checkpoint, config["init_from"])
+        _check_names(checkpoint, {name for name, p in model.named_parameters() if p.requires_grad}, weights)
+        model.load_state_dict(dict(weights.items()), strict=False)
+        if merged:
+            merge(model)
+        model.to(device)
+    if dtype is not None:
+        model.to(dtype)
+    _keep_words(model, checkpoint)
+    return model.eval()
+
+
+def last_checkpoint(folder: Path) -> Path:
+    """Return a run's newest whole checkpoint. Raises CheckpointError when there is none."""
     checkpoint, notes = newest_whole(folder / "checkpoints")
     if checkpoint is None:
         raise CheckpointError(f"{folder}: no whole checkpoint yet{'; ' + notes[0] if notes else ''}")
-    config = read_config(folder)
-    adapter = config.get("adapter")
-    model = initial(config["model"], config["init_from"]) if adapter else build(config["model"], device="meta")
-    if adapter:
-        Spec.of(adapter, "adapter", "adapter").build().apply(model)
-        _check_base(model, checkpoint, config["init_from"])
-    weights = load_file(checkpoint / "model.safetensors", device=str(device))
-    if averaged and (checkpoint / "ema.safetensors").is_file():
-        weights |= load_file(checkpoint / "ema.safetensors", device=str(device))
-    wanted = {name for name, p in model.named_parameters() if p.requires_grad} if adapter else model.state_dict().keys()
-    if wanted != weights.keys():
-        name = sorted(wanted ^ weights.keys())[0]
-        raise CheckpointError(f"{checkpoint}: '{name}' is not in both the weights and the config")
-    model.load_state_dict(weights, assign=not adapter, strict=not adapter)
-    if adapter and merged:
-        merge(model)
-    model.to(device)
-    if dtype is not None:
-        model.to(dtype)
-    if (checkpoint / "config.json").is_file():  # the names of classes, and what else no rule reads
+    return checkpoint
+
+
+def weights_of(checkpoint: Path, averaged: bool = True) -> Mapping[str, Tensor]:
+    """Return the weights of a checkpoint, each read when it is asked for, whoever wrote it and in however many pieces.
+
+    Args:
+        averaged: take the averaged ones where the run kept them.
+    """
+    plain = Stored(checkpoint, "model")
+    return ChainMap(Stored(checkpoint, "ema"), plain) if averaged else plain  # type: ignore[arg-type]
+
+
+def shell_of(folder: Path, checkpoint: Path, weights: Mapping[str, Tensor]) -> nn.Module:
+    """Return the model of a run without adapters, on the meta device, in the types of its weights."""
+    model = build(read_config(folder)["model"], device="meta")
+    _check_names(checkpoint, model.state_dict().keys(), weights)
+    stored = Stored(checkpoint, "model").entries
+    empty = {name: torch.empty(stored[name].shape, dtype=stored[name].dtype, device="meta") for name in stored}
+    model.load_state_dict(empty, assign=True)
+    _keep_words(model, checkpoint)
+    return model
+
+
+def _check_names(checkpoint: Path, wanted: Collection[str], weights: Mapping[str, Tensor]) -> None:
+    if other := sorted(set(wanted) ^ set(weights)):
+        raise CheckpointError(f"{checkpoint}: '{other[0]}' is not in both the weights and the config")
+
+
+def _keep_words(model: nn.Module, checkpoint: Path) -> None:
+    """Keep what config.json says that no rule reads, such as the names of classes."""
+    if (checkpoint / "config.json").is_file():
         model.hf_kept = kept_of(json.loads((checkpoint / "config.json").read_text()), model.spec)  # type: ignore
-    return model.eval()
 
 
 def _check_base(model: nn.Module, checkpoint: Path, source: str) -> None:

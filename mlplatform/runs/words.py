@@ -16,10 +16,21 @@ def count(number: float) -> str:
     return f"{number:.0f}"
 
 
+def took(seconds: float | None) -> str:
+    """Return `45 s`, `12 min 5 s`, `3 h 20 min`."""
+    if seconds is None:
+        return "?"
+    whole = round(seconds)
+    for size, unit, small, name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // small} {name}"
+    return f"{whole} s"
+
+
 def banner(folder: Path, record: dict[str, Any], config: dict[str, Any], resumed: int) -> list[str]:
     """Return the lines a run starts with: where it goes, model, data, how it trains."""
     trunk, optimizer = config["model"].get("trunk", {}), config["optimizer"]
-    batch, trainer = Spec(config["batch"], "batch", "batch"), Spec(config["trainer"], "trainer", "trainer")
+    batch, trainer = Spec(config["batch"], "batch", "batch").build(), Spec(config["trainer"], "trainer", "trainer")
     data, parameters = record["data"], record["parameters"]
     trained = record.get("trained_parameters", parameters)
     part = f" ({count(trained)} of them train)" if trained != parameters else ""
@@ -28,7 +39,7 @@ def banner(folder: Path, record: dict[str, Any], config: dict[str, Any], resumed
     lines = [
         f"run    {folder}" + (f"   (resumed at step {resumed})" if resumed else ""),
         f"model  {name}, {count(parameters)} parameters{part}{shape}; task {config['task']['kind']}",
-        f"data   {_amount(data)}; {batch['sequences']} {_each(data, batch)} a step",
+        f"data   {_amount(data)}; {_step(data, batch)} a step",
         f"train  {trainer['max']}, {trainer['precision']}, {optimizer.get('kind') or optimizer['_target_']}, "
         f"strategy {config['strategy']['kind']} on {trainer['devices']} device(s), seed {config.get('seed', 0)}",
     ]
@@ -44,8 +55,10 @@ def _amount(data: dict[str, Any]) -> str:
     return f"{train['records']} records{classes}{words}"
 
 
-def _each(data: dict[str, Any], batch: Spec) -> str:
-    return "records" if "records" in data["train"] else f"x {batch['length']} tokens"
+def _step(data: dict[str, Any], batch: Any) -> str:
+    parts, tokens = batch.factors
+    counts_records = "records" in data["train"] and batch.divided == "sequences"
+    return f"{parts} records" if counts_records else f"{parts} x {tokens} tokens"
 
 
 def summary(folder: Path, record: dict[str, Any], sample: str | None) -> list[str]:
@@ -55,8 +68,7 @@ def summary(folder: Path, record: dict[str, Any], sample: str | None) -> list[st
     held_out = {name: value for name, value in values.items() if name.startswith("validation/")}
     order = sorted(held_out, key=lambda name: (name != "validation/loss", name))
     figures = ", ".join(f"{name.partition('/')[2].replace('_', ' ')} {held_out[name]:.4f}" for name in order)
-    took = record.get("seconds", 0.0)
-    lines = [f"{record['status']} after {record['steps']} steps, {took:.0f} s of training"]
+    lines = [f"{record['status']} after {record['steps']} steps, {took(record.get('seconds', 0.0))} of training"]
     if figures:
         lines.append(f"validation  {figures}" + (f"   (best at step {best['step']})" if best else ""))
     if sample:

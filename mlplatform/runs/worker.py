@@ -7,32 +7,36 @@ import errno
 import json
 import os
 import signal
+import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from mlplatform.errors import PlatformError, RunError
 from mlplatform.generation.generate import generate
 from mlplatform.interop import config_json
 from mlplatform.registry import Spec, use_plugins
-from mlplatform.runs import metrics, record
+from mlplatform.runs import metrics, record, slurm_task
 from mlplatform.runs.config_file import check_complete, read_config, read_shown, secrets_of
 from mlplatform.runs.experiment import Experiment
 from mlplatform.runs.folder import VARIABLE, held, spared
-from mlplatform.runs.screen import Screen
+from mlplatform.runs.screen import Screen, told
 from mlplatform.runs.secrets import Scrubber
 from mlplatform.runs.stopping import handling
 from mlplatform.runs.sweeps.pruning import reporters
 from mlplatform.runs.trackers import Recorders, trackers
+from mlplatform.runs.weights import load_run
 from mlplatform.runs.words import banner, summary
 from mlplatform.training.checkpoints import newest_whole, step_of
 from mlplatform.training.engine import Result, fit
 from mlplatform.training.progress import display
+from mlplatform.training.signals import STOPPING, early
 from mlplatform.training.strategies import Place
 
 SAMPLE_TOKENS = 120
@@ -77,13 +81,16 @@ def run(folder: Path, experiment: Experiment | None = None, watch: Watch | None 
             raise RunError(f"{folder}: this run is finished, and a finished run is never written into")
         try:
             screen = Screen(display(), folder / "log.txt", scrub)
-            with handling(_terminate, signal.SIGTERM), spared(folder), screen.warnings(), _full_disk_said(folder):
+            with handling(_terminate, *STOPPING), spared(folder), screen.warnings(), _full_disk_said(folder):
+                if early:
+                    _terminate(early.pop(0), None)
                 return _train(folder, experiment, screen, watch)
         except (Terminated, KeyboardInterrupt) as stop:  # before the first step or after the last one
             record.update(folder, status="preempted", ended=time.time())
             if isinstance(stop, KeyboardInterrupt):
                 raise
-            if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # a failure, so that torchrun ends the ranks that wait for us
+            if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # a failure, so that the ranks that wait for us are ended
+                slurm_task.end(folder, "preempted")
                 raise SystemExit(128 + signal.SIGTERM) from None
             return "preempted"
         except BaseException as error:
@@ -112,7 +119,8 @@ def _train(folder: Path, experiment: Experiment | None, screen: Screen | None, w
         for name, tool in (("tokenizer", experiment.tools.tokenizer), ("processor", experiment.tools.processor)):
             if tool is not None and not (folder / name).is_dir():
                 tool.save(folder / name)
-        kept = Recorders(metrics.Metrics(folder), [*reporters(), *trackers(experiment.logger)], screen.say)
+        watching = [*reporters(), *trackers(experiment.logger), *told(screen)]
+        kept = Recorders(metrics.Metrics(folder), watching, screen.say)
         kept.start(folder, read_shown(folder))
     hugging_face = _hugging_face_config(task.model)
 
@@ -135,11 +143,14 @@ def _train(folder: Path, experiment: Experiment | None, screen: Screen | None, w
             recorder=_Watched(kept, watch),
             show=screen,
             extra=complete,
+            noted=lambda fault: record.add_event(folder, *fault),
         )
         if screen is not None:
             _end(folder, result, experiment, task, screen)
     except BaseException as error:
-        kept.finish("preempted" if isinstance(error, Terminated | KeyboardInterrupt) else "failed")
+        stopped = isinstance(error, Terminated | KeyboardInterrupt)
+        scrub = Scrubber(secrets_of(folder).values())
+        kept.finish(*(("preempted",) if stopped else ("failed", scrub(f"{type(error).__name__}: {error}"))))
         raise
     kept.finish(result.status)
     return result.status
@@ -161,13 +172,17 @@ def _begin(folder: Path, screen: Screen, model: Any, data: dict[str, Any], step:
     for line in notes:
         screen.say(line)
     metrics.cut(folder, step)
-    sessions = [*record.read(folder).get("sessions", []), {"start": time.time(), "from_step": step}]
+    known = record.read(folder)
+    sessions = [*known.get("sessions", []), {"start": time.time(), "from_step": step}]
     record.update(
         folder,
         status="running",
         error=None,
+        again=None,
         sessions=sessions,
+        events=[event for event in known.get("events", []) if event["step"] <= step],
         pid=os.getpid(),
+        host=socket.gethostname(),
         data=data,
         parameters=sum(p.numel() for p in model.parameters()),
         trained_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -184,7 +199,7 @@ def _end(folder: Path, result: Result, experiment: Experiment, task: Any, screen
     metrics.write_table(folder)
     sample = None
     if result.status == "finished" and task.goes_on:
-        sample = _sample(folder, result.steps, experiment, task.model, screen)
+        sample = _sample(folder, result.steps, experiment, task, screen)
     sessions = record.read(folder)["sessions"]
     sessions[-1] |= {"end": time.time(), "to_step": result.steps, "status": result.status}
     final = record.update(
@@ -202,10 +217,12 @@ def _end(folder: Path, result: Result, experiment: Experiment, task: Any, screen
         screen.say(line)
 
 
-def _sample(folder: Path, step: int, experiment: Experiment, model: torch.nn.Module, screen: Screen) -> str | None:
+def _sample(folder: Path, step: int, experiment: Experiment, task: Any, screen: Screen) -> str | None:
     """Write a text of the model's into samples/; what can't be sampled from is said and is no failure."""
     try:
-        words, start = experiment.tools.tokenizer, experiment.prompt
+        words, start, model = experiment.tools.tokenizer, experiment.prompt, task.model
+        if task.share.divides:  # of which the other ranks, by now gone, hold a part
+            model = load_run(folder, averaged=False)
         text = generate(model, words, start, max_new_tokens=SAMPLE_TOKENS, seed=experiment.seed)
     except PlatformError as error:
         screen.say(f"no sample: {error}")
@@ -219,7 +236,7 @@ def _sample(folder: Path, step: int, experiment: Experiment, model: torch.nn.Mod
 def _check_data(folder: Path, now: dict[str, Any]) -> None:
     """Raise RunError when the data are not those the run began with."""
     before = record.read(folder).get("data") or {}
-    for name in ("fingerprint", "vocabulary", "samples_per_epoch"):
+    for name in ("fingerprint", "vocabulary", "samples_per_epoch", "weights"):
         if name in before and before[name] != now[name]:
             told = f"the data changed since the run began: {name} was {before[name]} and is {now[name]}"
             raise RunError(f"{folder}: {told}; put them back, or start a new run with init_from={folder}")
@@ -246,7 +263,9 @@ def _failed(folder: Path, error: BaseException, scrub: Callable[[str], str]) -> 
     """Say in the record why a run ended; what can't be written any more is left."""
     reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     attempts = (
-        lambda: record.update(folder, status="failed", ended=time.time(), error=scrub(reason)),
+        lambda: record.update(
+            folder, status="failed", ended=time.time(), error=scrub(reason), again=not isinstance(error, PlatformError)
+        ),
         lambda: (folder / "error.txt").write_text(scrub("".join(traceback.format_exception(error))), encoding="utf-8"),
         lambda: metrics.write_table(folder),
     )
@@ -271,8 +290,21 @@ def main(argv: list[str]) -> int:
     try:
         if len(argv) > 1 or not (argv or os.environ.get(VARIABLE)):
             raise RunError("python -m mlplatform.worker RUN_FOLDER: give the folder")
-        run(Path(argv[0] if argv else os.environ[VARIABLE]))
+        folder = Path(argv[0] if argv else os.environ[VARIABLE])
+        with _told_to_the_agent():
+            slurm_task.end(folder, run(folder))
     except PlatformError as error:
         print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return error.exit_code
     return 0
+
+
+@contextlib.contextmanager
+def _told_to_the_agent() -> Iterator[None]:
+    """Write down for torchrun's agent why this rank fails."""
+    try:
+        yield
+    except Exception as error:
+        if "TORCHELASTIC_ERROR_FILE" in os.environ:
+            get_error_handler().record_exception(error)
+        raise

@@ -83,14 +83,18 @@ class Answers:
             ids, spans = conversation(self.tokenizer, record["messages"])
         except DataError as error:
             raise DataError(f"{record.place}: {error}") from None
-        first, last = kept(spans, len(ids), self.length)
-        labels = np.full(len(ids), IGNORED)
-        for start, end in spans:
-            labels[start:end] = ids[start:end]
-        return {"input_ids": np.asarray(ids)[first:last], "labels": labels[first:last]}
+        return learned(ids, spans, *kept(spans, len(ids), self.length))
 
     def __call__(self, rows: list[Row]) -> Batch:
         return stacked(rows, {"input_ids": self.tokenizer.filler, "labels": IGNORED})
+
+
+def learned(ids: list[int], spans: Spans, first: int, last: int) -> Arrays:
+    """Return the tokens first..last-1 of a conversation, with `labels` where the assistant speaks."""
+    labels = np.full(len(ids), IGNORED)
+    for start, end in spans:
+        labels[start:end] = ids[start:end]
+    return {"input_ids": np.asarray(ids)[first:last], "labels": labels[first:last]}
 
 
 def kept(spans: Spans, size: int, length: int) -> tuple[int, int]:

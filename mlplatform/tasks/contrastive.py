@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mlplatform.context import Output
+from mlplatform.data.augment import Augment, shown
 from mlplatform.data.collate import Row
 from mlplatform.data.examples import Tools, stacked
 from mlplatform.data.fields import Class, Field, ListOfWords, Picture, Words
@@ -19,7 +21,7 @@ from mlplatform.data.packing import Arrays
 from mlplatform.data.records import Reads, Record
 from mlplatform.errors import SpecError
 from mlplatform.models.dual_tower import pair_loss
-from mlplatform.registry import Positive, Text, block
+from mlplatform.registry import Positive, Spec, Text, block
 from mlplatform.tasks.record_task import RecordTask
 from mlplatform.tasks.retrieval import Recalls, ZeroShot
 from mlplatform.tasks.task import Batch
@@ -34,6 +36,7 @@ class Contrastive(RecordTask):
     5 and 10 both ways among all held-out pairs; and where rows have a `label`, zero-shot accuracy.
 
     Args:
+        augment: changes of a training image, in order: `[{kind: rand_augment}, {kind: crop}]`.
         templates: sentences a class's name stands in, at `{}`, for zero-shot classification.
         chunk: rows of the table of scores held at a time.
     """
@@ -45,13 +48,15 @@ class Contrastive(RecordTask):
         self,
         model: nn.Module,
         *,
-        templates: list[Text] = ["a photo of a {}"],  # noqa: B006  (read as data, never changed)
+        augment: list[Annotated[Spec, "augment"]] = [],  # noqa: B006  (read as data, never changed)
+        templates: list[Text] = ["a photo of a {}"],  # noqa: B006
         chunk: Positive = 1024,
     ) -> None:
         if wrong := [text for text in templates if "{}" not in text]:
             raise SpecError(f"templates: {wrong[0]!r} has no {{}}, where the name of a class goes")
         super().__init__(model)
         self.templates, self.chunk = list(templates), chunk
+        self.augment: list[Augment] = [change.build() for change in augment]
         self.own: tuple[Tensor, Tensor] | None = None
 
     def check_model(self, model: nn.Module) -> None:
@@ -65,7 +70,8 @@ class Contrastive(RecordTask):
     def examples(self, tools: Tools) -> Pairs:
         length = min(tools.length, self.model.text.trunk.context_length)  # type: ignore[union-attr, arg-type]
         names = tools.numbers("label")
-        return Pairs(tools.need("tokenizer", self.kind), tools.need("processor", self.kind), length, names)
+        tokenizer, processor = tools.need("tokenizer", self.kind), tools.need("processor", self.kind)
+        return Pairs(tokenizer, processor, length, names, self.augment)
 
     def prepare_measures(self, tools: Tools) -> None:
         check_end(self.model, tools.need("tokenizer", self.kind))
@@ -98,7 +104,7 @@ class Contrastive(RecordTask):
                 rows = slice(start, start + len(text))
                 # Ranks' gradients are averaged: the towers' are each rank's own part, the scale's is the same on all.
                 pull = (text * towers[0][rows]).sum() + (image * towers[1][rows]).sum()
-                objective = pull * self.trainer.world_size + (self._scale_alone(loss) if last else 0.0)
+                objective = pull * self.share.count + (self._scale_alone(loss) if last else 0.0)
                 with torch.autocast(self.device.type, enabled=False):
                     self.manual_backward(objective)
             start += len(text)
@@ -132,15 +138,16 @@ class Contrastive(RecordTask):
 
     def _gathered(self, own: Tensor) -> Tensor:
         """Return the vectors of all ranks in their order, this rank's with their gradient."""
-        if self.trainer.world_size == 1:
+        if self.share.count == 1:
             return own
-        sizes = [torch.zeros((), dtype=torch.long, device=own.device) for _ in range(self.trainer.world_size)]
-        torch.distributed.all_gather(sizes, torch.tensor(len(own), device=own.device))
+        group = self.share.group
+        sizes = [torch.zeros((), dtype=torch.long, device=own.device) for _ in range(self.share.count)]
+        torch.distributed.all_gather(sizes, torch.tensor(len(own), device=own.device), group)
         most = int(max(sizes))
         parts = [own.new_zeros(most, own.shape[1]) for _ in sizes]
-        torch.distributed.all_gather(parts, F.pad(own.detach(), (0, 0, 0, most - len(own))))
+        torch.distributed.all_gather(parts, F.pad(own.detach(), (0, 0, 0, most - len(own))), group)
         parts = [part[: int(size)] for part, size in zip(parts, sizes, strict=True)]
-        parts[self.trainer.global_rank] = own
+        parts[self.share.number] = own
         return torch.cat(parts)
 
     @staticmethod
@@ -196,6 +203,9 @@ def check_end(model: Any, tokenizer: Any) -> None:
     head, (_, end) = model.text.head, tokenizer.frame
     if getattr(head, "pool", None) != "end":
         return
+    if tokenizer.cut("a", None, 8).ids[-1] != end:
+        told = "the text tower takes its vector from the token a text ends with, and this tokenizer puts none there"
+        raise SpecError(f"tokenizer: {told}; take one that frames texts, such as tokenizer=masked_bpe")
     taken = tokenizer.vocab_size - 1 if head.end_token == 2 else head.end_token
     if taken != end:
         chosen, name = model.spec["text"]["head"], tokenizer.backend.id_to_token(end)
@@ -216,15 +226,18 @@ class Captions(Field):
 class Pairs:
     """Rows of a text's tokens and an image's pixels."""
 
-    def __init__(self, tokenizer: Any, processor: Any, length: int, classes: dict[str, int]) -> None:
+    def __init__(
+        self, tokenizer: Any, processor: Any, length: int, classes: dict[str, int], augment: Sequence[Augment] = ()
+    ) -> None:
         self.tokenizer, self.processor, self.length, self.classes = tokenizer, processor, length, classes
+        self.augment = list(augment)
 
     def row(self, record: Record, random: np.random.Generator | None) -> Arrays:
         texts = record["text"]
         text = texts[0] if random is None else texts[int(random.integers(len(texts)))]
         row: Arrays = {
             "input_ids": np.asarray(self.tokenizer.cut(text, None, self.length).ids),
-            "pixel_values": self.processor(record["image"])["pixel_values"][0].numpy(),
+            "pixel_values": self.processor(shown(record, self.augment, random))["pixel_values"][0].numpy(),
         }
         if self.classes:
             row["classes"] = np.asarray(self.classes.get(record.get("label"), -100))

@@ -133,14 +133,19 @@ class Objects(Field):
     name, holds_classes = "objects", True
 
     def clean(self, value: Any, folder: Path) -> dict[str, list[Any]]:
-        if not isinstance(value, Mapping) or not {"bbox", "category"} <= set(value):
+        lists = isinstance(value, Mapping) and all(isinstance(value.get(key), list) for key in ("bbox", "category"))
+        if not lists:
             wanted = "{bbox: [[left, top, width, height], ...], category: [...]}"
             raise ValueError(f"is {named(value)}, and {wanted} is needed")
         boxes, classes = list(value["bbox"]), [Class().clean(one, folder) for one in value["category"]]
         if len(boxes) != len(classes):
             raise ValueError(f"has {len(boxes)} boxes and {len(classes)} categories; each box has one")
         for number, box in enumerate(boxes, 1):
-            if len(box) != 4 or not all(isinstance(x, int | float) and np.isfinite(x) for x in box):
+            if (
+                not isinstance(box, list)
+                or len(box) != 4
+                or not all(isinstance(x, int | float) and np.isfinite(x) for x in box)
+            ):
                 raise ValueError(f"has a box {number} that is {box}; left, top, width and height in pixels are needed")
             if box[2] <= 0 or box[3] <= 0:
                 raise ValueError(f"has a box {number} of {box[2]} x {box[3]} pixels; it has no area")

@@ -73,7 +73,7 @@ class Masking:
             raise DataError(
                 f"{tokenizer.source}: masked_lm needs a mask token; set tokenizer.specials=masked or tokenizer.mask"
             )
-        self.filler, self.mask = tokenizer.filler, tokenizer.mask
+        self.filler, self.mask_token = tokenizer.filler, tokenizer.mask
         self.probability, self.hidden, self.replaced = probability, hidden, replaced
         self.special = np.asarray(tokenizer.special_ids)
         vocabulary: dict[str, int] = tokenizer.backend.get_vocab()
@@ -82,36 +82,44 @@ class Masking:
 
     def __call__(self, rows: list[Row]) -> Batch:
         batch = stack(rows, self.filler)
-        ids, labels = batch["input_ids"].numpy(), np.full(batch["input_ids"].shape, IGNORED, dtype=np.int64)
+        ids = batch["input_ids"].numpy()
         real = batch["attention_mask" if "attention_mask" in batch else "document_ids"].numpy() > 0
         allowed = real & ~np.isin(ids, self.special)
-        for number, row in enumerate(rows):
-            own = slice(len(row.arrays["input_ids"]))  # without what pads it here: what is drawn is the row's alone
-            masked = self.mask_row(ids[number, own], allowed[number, own], row.generator())
-            ids[number, own], labels[number, own] = masked
-        batch["labels"] = torch.from_numpy(labels)
+        batch["input_ids"], batch["labels"] = map(
+            torch.from_numpy, self.mask(ids, allowed, self._draw(rows, ids.shape[1]))
+        )
         return count_bytes(batch)
 
-    def mask_row(
-        self, ids: NDArray[np.int64], allowed: NDArray[np.bool_], random: np.random.Generator
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return (inputs, labels) of a row (length,). At least one of the allowed tokens becomes a target.
+    def _draw(self, rows: list[Row], length: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Return what is random about each place: the choice and the fate (2, rows, length), another token.
 
-        What is drawn depends on the length and the generator, not on the tokens.
+        What is drawn depends on a row's own length and generator, not on its tokens, nor on what pads it here.
         """
-        choice, fate = random.random(len(ids)), random.random(len(ids))
-        instead = self.ordinary[random.integers(len(self.ordinary), size=len(ids))]
+        chances, instead = np.ones((2, len(rows), length)), np.zeros((len(rows), length), dtype=np.int64)
+        for number, row in enumerate(rows):
+            own, random = len(row.arrays["input_ids"]), row.generator()
+            chances[:, number, :own] = random.random((2, own))
+            instead[number, :own] = random.integers(len(self.ordinary), size=own)
+        return chances, self.ordinary[instead]
+
+    def mask(
+        self,
+        ids: NDArray[np.int64],
+        allowed: NDArray[np.bool_],
+        drawn: tuple[NDArray[np.float64], NDArray[np.int64]],
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return (inputs, labels) of rows (rows, length). At least one allowed token of each becomes a target."""
+        (choice, fate), instead = drawn
         if self.pieces is not None:
             begins, ends = self.pieces[:, ids]
-            starts = ~(begins & np.roll(ends, 1))
-            starts[0] = True
-            choice = choice[
-                np.maximum.accumulate(np.where(starts, np.arange(len(ids)), 0))
-            ]  # a word shares its first draw
-        lowest = choice[allowed].min(initial=1.0)
-        target = allowed & (choice < max(self.probability, np.nextafter(lowest, 1)))
+            starts = ~(begins & np.roll(ends, 1, axis=1))
+            starts[:, 0] = True
+            first = np.maximum.accumulate(np.where(starts, np.arange(ids.shape[1]), 0), axis=1)
+            choice = np.take_along_axis(choice, first, axis=1)  # a word shares its first draw
+        lowest = choice.min(axis=1, where=allowed, initial=1.0)[:, None]
+        target = allowed & (choice < np.maximum(self.probability, np.nextafter(lowest, 1)))
         labels = np.where(target, ids, IGNORED)
-        inputs = np.where(target & (fate < self.hidden), self.mask, ids)
+        inputs = np.where(target & (fate < self.hidden), self.mask_token, ids)
         swap = target & (fate >= self.hidden) & (fate < self.hidden + self.replaced)
         return np.where(swap, instead, inputs), labels
 

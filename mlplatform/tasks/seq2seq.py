@@ -16,13 +16,13 @@ from mlplatform.data.records import Reads, Record
 from mlplatform.errors import DataError
 from mlplatform.generation.writing import write
 from mlplatform.registry import Natural, Positive, block
-from mlplatform.tasks.record_task import RecordTask
-from mlplatform.tasks.task import Batch, count_targets, loss_and_perplexity
+from mlplatform.tasks.task import Batch, count_targets
 from mlplatform.tasks.text_scores import of_texts
+from mlplatform.tasks.written import Written
 
 
 @block("task/seq2seq")
-class Seq2Seq(RecordTask):
+class Seq2Seq(Written):
     """Fields: `source` and `target`, two texts. The loss is over the tokens of the target, its end among them.
 
     Metrics: loss and perplexity of all held-out targets, and scores of what is written about the first of them.
@@ -35,9 +35,9 @@ class Seq2Seq(RecordTask):
         beams: 1 writes greedily, more search for the likeliest text.
     """
 
-    head_task = "causal_lm"
     assembly = "encoder_decoder"
     layouts = ("padded",)
+    answer_field = "target"
 
     def __init__(
         self,
@@ -67,19 +67,7 @@ class Seq2Seq(RecordTask):
     def targets(self, batch: Batch) -> Tensor:
         return count_targets(batch["labels"])
 
-    def scored(self, batch: Batch) -> Output:
-        return self.model(**self.inputs(batch), logits=False)
-
-    def observe(self, batch: Batch, out: Output) -> None:
-        numbers = batch["numbers"].tolist()
-        chosen = [row for row, number in enumerate(numbers) if number < self.sampled]
-        said = self.written(batch, out) if chosen and self.measures else []
-        wanted = [self.held_out[numbers[row]]["target"] for row in chosen]
-        for measure in self.measures.values():
-            measure.update([said[row] for row in chosen], wanted)
-
     def written(self, batch: Batch, out: Output) -> list[str]:
-        """Return what the model writes about each row; what was written once is kept in `out`."""
         if out.written is None:
             inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
             tokenizer = self.tools.tokenizer
@@ -87,12 +75,6 @@ class Seq2Seq(RecordTask):
             new = write(self.model, inputs, ends={tokenizer.frame[1]}, max_new_tokens=most, beams=self.beams)
             out.written = [tokenizer.decode(row).strip() for row in new]
         return out.written
-
-    def predictions(self, batch: Batch, out: Output) -> list[dict[str, Any]]:
-        return [{"target": text} for text in self.written(batch, out)]
-
-    def metrics(self, sums: Tensor) -> dict[str, float]:
-        return loss_and_perplexity(sums)
 
 
 class TextPairs:

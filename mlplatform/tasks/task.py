@@ -16,8 +16,10 @@ from mlplatform.blocks.moe import auxiliary_loss, expert_metrics, mixtures
 from mlplatform.context import Output
 from mlplatform.data.collate import IGNORED, Collator
 from mlplatform.errors import CheckpointError, DataError, RunError, SpecError, listing
+from mlplatform.models.share import Share
 from mlplatform.models.trained import frozen_digest, trained_names
 from mlplatform.registry import kinds
+from mlplatform.tasks.ways import fitting, way_of
 
 Batch = dict[str, Tensor]
 
@@ -43,7 +45,9 @@ class Task(L.LightningModule):
 
     Attributes:
         make_optimizer: returns the optimizer of a model. clip_norm: largest norm of the gradient, None for no limit.
-            Both are set by whoever runs the task.
+        share: how ranks divide the work.
+        on_bad_step: called with a step's number and what is wrong when its loss or gradient is not finite; raises, or
+            returns: the step then changes nothing. None raises. All are set by whoever runs the task.
         figures: the last step's, set just before its weights change.
     """
 
@@ -76,6 +80,8 @@ class Task(L.LightningModule):
         self.measures: dict[str, Any] = {}
         self.make_optimizer: Callable[[nn.Module], Optimizer] | None = None
         self.clip_norm: float | None = None
+        self.on_bad_step: Callable[[int, str], None] | None = None
+        self.share = Share()
         self.figures = Figures(math.nan, math.nan, 0, 0)
         self._base = ""
 
@@ -99,6 +105,10 @@ class Task(L.LightningModule):
         """Return the metrics of the (loss_sum, targets, bytes) of a whole validation pass."""
         raise NotImplementedError
 
+    def configure_model(self) -> None:
+        """Keep this rank's part of the model; Lightning calls it once processes can talk to each other."""
+        self.share.divide(self.model)
+
     def configure_optimizers(self) -> Optimizer:
         """Return the optimizer `make_optimizer` makes."""
         if self.make_optimizer is None:
@@ -117,12 +127,18 @@ class Task(L.LightningModule):
         total, tokens = self._totals(micro_batches)
         self.figures = Figures(math.nan, math.nan, total, tokens)
         self._loss = self.backward_all(micro_batches, total)
+        self.share.complete(self.model)
         optimizer: Any = self.optimizers()
         with torch.autocast(self.device.type, enabled=False):
             optimizer.step()
+        if not self.share.clips:
+            self._check_finite(optimizer, self.share.norm())
         optimizer.zero_grad()
         for _, moe in mixtures(self.model):
             moe.settle(self._sum)
+            for parameter in moe.router.parameters():
+                if not parameter.requires_grad:
+                    self.share.changed(parameter)
 
     def backward_all(self, micro_batches: list[Batch], total: int) -> Tensor:
         """Give every parameter its gradient of a step; return the step's mean loss over all ranks, in fp64.
@@ -139,7 +155,7 @@ class Task(L.LightningModule):
                     objective = objective + extra * out.loss_count
                 with torch.autocast(self.device.type, enabled=False):
                     # Ranks' gradients are averaged, hence the factor: the sum over ranks divided by the global total.
-                    self.manual_backward(objective * (self.trainer.world_size / total))
+                    self.manual_backward(objective * (self.share.count / total))
             loss_sum += out.loss_sum.detach()
         return self._sum(loss_sum) / total
 
@@ -158,18 +174,31 @@ class Task(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip, and stop before anything that is not finite reaches the weights. Gradients are unscaled here."""
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if self.clip_norm is not None:
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
-        loss, size = torch.stack([self._loss, norm.double()]).tolist()
+        norm = self.share.clip([p for group in optimizer.param_groups for p in group["params"]], self.clip_norm)
+        if norm is not None:
+            self._check_finite(optimizer, norm)
+
+    def _check_finite(self, optimizer: Optimizer, norm: Tensor) -> None:
+        """Note the loss and the norm of a step; one that is not finite is left out, or ends the run."""
+        loss, size = torch.stack([self._loss, norm.double().to(self._loss.device)]).tolist()
         self.figures = self.figures._replace(loss=loss, grad_norm=size)
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # fp16 skips such a step by itself
         if not math.isfinite(loss) or not (math.isfinite(size) or scaled):
             what = f"the loss is {loss}" if not math.isfinite(loss) else f"the norm of the gradient is {size}"
-            step = self.trainer.global_step + 1
-            raise RunError(f"step {step}: {what}; lower optimizer.lr, lengthen the warmup or set trainer.clip_norm")
+            self._leave_out(optimizer, what)
+
+    def _leave_out(self, optimizer: Optimizer, what: str) -> None:
+        """Make the step one that changes nothing, unless `on_bad_step` raises: what has no gradient stays as it is."""
+        step = self.trainer.global_step + 1
+        if self.on_bad_step is None:
+            raise RunError(f"step {step}: {what}")
+        self.on_bad_step(step, what)
+        self.figures = self.figures._replace(loss=math.nan)
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                p.grad = None
+        for _, moe in mixtures(self.model):
+            moe.counts = None
 
     def validation_step(self, batch: Batch, seen: Callable[[Batch, Output], None] | None = None) -> Tensor:
         """Return (loss_sum, targets, bytes) of one micro-batch in fp64; bytes is 0 where the data doesn't say.
@@ -203,6 +232,7 @@ class Task(L.LightningModule):
         """Forget what the measures saw in an earlier pass."""
         for measure in self.measures.values():
             measure.to(self.device)
+            measure.process_group = self.share.group
             measure.reset()
 
     def measured(self) -> dict[str, float]:
@@ -248,7 +278,13 @@ class Task(L.LightningModule):
             self._base = frozen_digest(self.model)
             if checkpoint.get("base") != self._base:
                 raise CheckpointError("the weights init_from names are not those this run's adapter began on")
-        check_weights(checkpoint["state_dict"], own)
+        check_weights(checkpoint["state_dict"], self._whole(own))
+
+    def _whole(self, own: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the shapes of whole weights, of which this rank may hold a part."""
+        parameters = dict(self.named_parameters())
+        shapes = {name: self.share.shape(parameters.get(name, tensor)) for name, tensor in own.items()}
+        return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
     def _trained(self) -> set[str]:
         return {f"model.{name}" for name in trained_names(self.model)}
@@ -260,13 +296,13 @@ class Task(L.LightningModule):
         if targets == 0:
             step = self.trainer.global_step + 1
             raise DataError(
-                f"step {step}: no token of its batch is a target; `mlplatform data show` prints what is masked"
+                f"step {step}: no token of its batch is a target; `mlplatform data preview` prints what is masked"
             )
         return int(targets), int(tokens)
 
     def _sum(self, tensor: Tensor) -> Tensor:
-        """Sum over ranks."""
-        return self.trainer.strategy.reduce(tensor, reduce_op="sum")  # type: ignore[return-value]
+        """Sum over the ranks that read different data."""
+        return self.share.sum(tensor)
 
 
 def real_tokens(batch: Batch) -> Tensor:
@@ -297,6 +333,8 @@ def check_fit(task: Task, model: nn.Module) -> None:
     name = task.kind
     head, trunk = getattr(model, "head", None), getattr(model, "trunk", None)
     made_for, kind = getattr(head, "task", None), getattr(model, "kind", "model")
+    if (way := way_of(model)) in ("beside", "asked"):  # those that read images within a text can do without
+        raise SpecError(f"task={name} gives the model no images, and this {kind} reads them: {fitting(way)}")
     read = getattr(getattr(trunk, "input", None), "reads", task.reads_key)
     if read != task.reads_key:
         raise SpecError(f"task={name} gives the model {task.reads_key}, and this {kind} reads {read}")

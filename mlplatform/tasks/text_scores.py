@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -10,14 +11,15 @@ from torchmetrics import Metric
 
 from mlplatform.tasks.scores import need_package
 
-Score = Callable[[list[str], list[str]], float]
+Score = Callable[[list[str], list[list[str]]], float]
+"""From what was written, and for each text those that would have been right, to a number."""
 
 
 class TextScore(Metric):
     """A score of all pairs of texts, over batches and ranks: it keeps their UTF-8 bytes and asks in the end.
 
     Args:
-        score: from what was written and what should have been, in the same order, to a number.
+        score: what gives a number for texts in their order.
     """
 
     higher_is_better = True
@@ -31,9 +33,13 @@ class TextScore(Metric):
         self.add_state("held", [], dist_reduce_fx="cat")
         self.add_state("sizes", [], dist_reduce_fx="cat")
 
-    def update(self, said: Sequence[str], wanted: Sequence[str]) -> None:
-        """Add texts and what should have been written; of no texts too, so that every rank has something to send."""
-        data = [text.encode() for pair in zip(said, wanted, strict=True) for text in pair]
+    def update(self, said: Sequence[str], wanted: Sequence[str | Sequence[str]]) -> None:
+        """Add texts and what should have been written: a text, or several of which each is right.
+
+        It is also called for no texts, so that every rank has something to send.
+        """
+        rows = [[text, *references(right)] for text, right in zip(said, wanted, strict=True)]
+        data = [json.dumps(row).encode() for row in rows]
         self.held.append(torch.tensor(list(b"".join(data)), dtype=torch.uint8, device=self.device))
         self.sizes.append(torch.tensor([len(one) for one in data], dtype=torch.long, device=self.device))
 
@@ -43,42 +49,67 @@ class TextScore(Metric):
         held, sizes = (torch.cat(part or [torch.empty(0)]) for part in parts)
         if not len(sizes):
             return float("nan")
-        texts = [bytes(part.tolist()).decode() for part in held.cpu().split(sizes.tolist())]
-        return self.score(texts[::2], texts[1::2])
+        rows = [json.loads(bytes(part.tolist())) for part in held.cpu().split(sizes.tolist())]
+        return self.score([row[0] for row in rows], [row[1:] for row in rows])
 
 
-def rouge_l(said: list[str], wanted: list[str]) -> float:
-    """Return the mean F-measure of ROUGE-L, 0 to 1, by the package rouge-score: it knows Latin letters and digits."""
+def references(right: str | Sequence[str]) -> list[str]:
+    """Return the texts that are right, of one or several."""
+    return [right] if isinstance(right, str) else list(right)
+
+
+def rouge_l(said: list[str], wanted: list[list[str]]) -> float:
+    """Return the mean F-measure of ROUGE-L, 0 to 1, by the package rouge-score: it knows Latin letters and digits.
+
+    Of several texts that would be right, the one that fits best counts.
+    """
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(["rougeL"], use_stemmer=False)
-    scores = [scorer.score(right, text)["rougeL"].fmeasure for text, right in zip(said, wanted, strict=True)]
+    scores = [
+        max(scorer.score(one, text)["rougeL"].fmeasure for one in right)
+        for text, right in zip(said, wanted, strict=True)
+    ]
     return sum(scores) / len(scores)
 
 
-def bleu(said: list[str], wanted: list[str]) -> float:
+def bleu(said: list[str], wanted: list[list[str]]) -> float:
     """Return BLEU of the corpus, 0 to 100, by sacrebleu with its own settings. arXiv:1804.08771"""
     import sacrebleu
 
-    return sacrebleu.corpus_bleu(said, [wanted]).score
+    return sacrebleu.corpus_bleu(said, _streams(wanted)).score
 
 
-def chrf(said: list[str], wanted: list[str]) -> float:
+def chrf(said: list[str], wanted: list[list[str]]) -> float:
     """Return chrF of the corpus, 0 to 100, by sacrebleu. doi:10.18653/v1/W15-3049"""
     import sacrebleu
 
-    return sacrebleu.corpus_chrf(said, [wanted]).score
+    return sacrebleu.corpus_chrf(said, _streams(wanted)).score
 
 
-SCORES: dict[str, tuple[Score, str]] = {
+def _streams(wanted: list[list[str]]) -> list[Any]:
+    """Return the first text of each row, the second of each, ...; sacrebleu takes None for one that isn't there."""
+    most = max(map(len, wanted))
+    return [[right[place] if place < len(right) else None for right in wanted] for place in range(most)]
+
+
+def exact_match(said: list[str], wanted: list[list[str]]) -> float:
+    """Return the share of texts that are one of the right ones."""
+    return sum(text in right for text, right in zip(said, wanted, strict=True)) / len(said)
+
+
+SCORES: dict[str, tuple[Score, str | None]] = {
+    "exact": (exact_match, None),
     "rouge": (rouge_l, "rouge_score"),
     "bleu": (bleu, "sacrebleu"),
     "chrf": (chrf, "sacrebleu"),
 }
+"""Name -> the score, and the package that computes it."""
 
 
 def of_texts(names: Iterable[str]) -> dict[str, Any]:
     """Return the named scores. Raises SpecError when the package of one is not installed."""
     for name in names:
-        need_package(SCORES[name][1], name, "task.metrics")
+        if (package := SCORES[name][1]) is not None:
+            need_package(package, name, "task.metrics")
     return {SCORES[name][0].__name__: TextScore(SCORES[name][0]) for name in names}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +17,13 @@ from lightning.pytorch.callbacks import Callback
 from torch.optim import Optimizer
 
 from mlplatform.errors import RunError, did_you_mean, listing
-from mlplatform.training.checkpoints import folder_name, prune
+from mlplatform.training.checkpoints import folder_name, newest_whole
 from mlplatform.training.ema import AveragedWeights
+from mlplatform.training.faults import Fault, Faults, Policy
 from mlplatform.training.intervals import Clock, Length
 from mlplatform.training.meters import Feed, Speed, memory_gb
 from mlplatform.training.progress import Display
+from mlplatform.training.saving import FolderIO, put_back
 from mlplatform.training.schedules import Factor
 from mlplatform.training.signals import StopSignals
 from mlplatform.training.trainable import Recorder
@@ -54,15 +58,14 @@ class Course:
 
 @dataclass(frozen=True)
 class Keeping:
-    """Which checkpoints stay: the newest `keep`, and the `best` by `monitor` (None: the task's own metric).
+    """Where checkpoints go, through what, and the metric that says which are best.
 
     Args:
-        folder: where they are; None saves nothing.
+        folder: None saves nothing. monitor: None for the task's own metric.
     """
 
     folder: Path | None
-    keep: int
-    best: int
+    io: FolderIO
     monitor: str | None = None
 
 
@@ -74,6 +77,7 @@ class Session(Callback):
 
     Args:
         batches: returns the validation loader; None doesn't validate.
+        policy: what is done about a loss that is not finite. noted: gets what went wrong at a step.
     """
 
     def __init__(
@@ -88,11 +92,14 @@ class Session(Callback):
         recorder: Recorder | None,
         display: Display,
         signals: StopSignals,
+        policy: Policy,
+        noted: Callable[[Fault], None],
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.course, self.plan, self.feed, self.speed, self.keeping = course, course.plan, feed, speed, keeping
         self.batches, self.ema = batches, ema
         self.recorder, self.display, self.signals, self.now = recorder, display, signals, now
+        self.faults, self.noted = Faults(policy, self._fault), noted
         plan = course.plan
         self.timed = any(part and part.unit == "seconds" for part in (plan.whole, plan.log, plan.validate, plan.save))
         self.clock = Clock()
@@ -121,8 +128,10 @@ class Session(Callback):
         self.rate = optimizer.param_groups[0]["lr"]
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        self.keeping.io.check()
         before = self._advance(trainer, pl_module)
-        if self.ema is not None:
+        well = self.faults.settle(self.clock.steps, self._figures(pl_module).loss, partial(self._go_back, trainer))
+        if self.ema is not None and well:
             self.ema.update(pl_module, self.clock.steps)
         self._stop_if_asked(trainer)
         done, end = self.plan.whole.reached(self.clock), self.preempted is not None
@@ -131,7 +140,7 @@ class Session(Callback):
             self._log(pl_module)
         if self.batches is not None and (done or self._due(self.plan.validate, before)):
             self._validate(trainer, pl_module)
-        if self.keeping.folder is not None and (done or end or self._due(self.plan.save, before)):
+        if self.keeping.folder is not None and (done or end or (well and self._due(self.plan.save, before))):
             self._save(trainer)
         trainer.should_stop = done or end
         self.score = None
@@ -139,10 +148,12 @@ class Session(Callback):
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["clock"], checkpoint["window"] = self.clock.state_dict(), dict(self.window)
         checkpoint["score"], checkpoint["best"] = self.score, self.best
+        checkpoint["faults"] = self.faults.state_dict()
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         self.clock, self.window = Clock(**checkpoint["clock"]), dict(checkpoint["window"])
         self.best = None if checkpoint["best"] is None else Best(*checkpoint["best"])
+        self.faults.load_state_dict(checkpoint["faults"])
 
     def _advance(self, trainer: L.Trainer, module: L.LightningModule) -> Clock:
         """Move the clock by one step; return what it was."""
@@ -153,8 +164,9 @@ class Session(Callback):
             seconds = trainer.strategy.broadcast(seconds)
         self.tick = now
         self.clock = Clock(before.steps + 1, before.tokens + figures.tokens, seconds)
-        self.window["loss"] += figures.loss * figures.targets
-        self.window["targets"] += figures.targets
+        if math.isfinite(figures.loss):
+            self.window["loss"] += figures.loss * figures.targets
+            self.window["targets"] += figures.targets
         return before
 
     def _due(self, length: Length | None, before: Clock) -> bool:
@@ -181,7 +193,7 @@ class Session(Callback):
     def _log(self, module: L.LightningModule) -> None:
         self.measured = {**self.speed.report(), "perf/memory_gb": memory_gb(module.device)}
         values = {
-            "train/loss": self.window["loss"] / self.window["targets"],
+            **({"train/loss": self.window["loss"] / self.window["targets"]} if self.window["targets"] else {}),
             "train/grad_norm": self._figures(module).grad_norm,
             "train/lr": self.rate,
             "train/tokens": float(self.clock.tokens),
@@ -213,12 +225,26 @@ class Session(Callback):
             self.best = Best(self.clock.steps, name, values[name])
 
     def _save(self, trainer: L.Trainer) -> None:
-        kept = self.keeping
-        assert kept.folder is not None
-        self.saved = kept.folder / folder_name(self.clock.steps)
+        assert self.keeping.folder is not None
+        self.saved = self.keeping.folder / folder_name(self.clock.steps)
         trainer.save_checkpoint(self.saved, weights_only=False)
-        if trainer.is_global_zero:
-            prune(kept.folder, kept.keep, kept.best)
+
+    def _go_back(self, trainer: L.Trainer) -> Path | None:
+        """Put the weights of the last whole checkpoint in place, on all ranks; return it, None when there is none."""
+        self.keeping.io.join()
+        found = newest_whole(self.keeping.folder)[0] if self.keeping.folder and trainer.is_global_zero else None
+        path = trainer.strategy.broadcast(found)
+        if path is not None:
+            checkpoint = put_back(trainer, path)
+            if self.ema is not None:
+                self.ema.on_load_checkpoint(trainer, trainer.lightning_module, checkpoint)
+                self.ema.on_train_start(trainer, trainer.lightning_module)
+        return path
+
+    def _fault(self, fault: Fault, count: int) -> None:
+        self.display.say(f"step={fault.step} {fault.what}")
+        self._record({f"faults/{fault.kind}": float(count)})
+        self.noted(fault)
 
     def _record(self, values: dict[str, float]) -> None:
         if self.recorder is not None:

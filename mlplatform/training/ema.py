@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from mlplatform.errors import CheckpointError
+from mlplatform.models.share import Share
 
 
 class AveragedWeights(Callback):
@@ -29,40 +30,48 @@ class AveragedWeights(Callback):
         self.average: dict[str, Tensor] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        own = self._weights(pl_module)
+        own, share = self._weights(pl_module), self._share(pl_module)
         if not self.average:
-            self.average = {name: p.detach().float().clone() for name, p in own.items()}
-        elif {n: a.shape for n, a in self.average.items()} != {n: p.shape for n, p in own.items()}:
+            self.average = {name: share.held(p).float().clone() for name, p in own.items()}
+            return
+        if {n: a.shape for n, a in self.average.items()} != {n: share.shape(p) for n, p in own.items()}:
             raise CheckpointError("the checkpoint's averaged weights are not those of this model; set trainer.ema=null")
-        self.average = {name: a.to(own[name].device) for name, a in self.average.items()}
+        parts = {name: share.part(own[name], whole) for name, whole in self.average.items()}
+        self.average = {name: part.to(share.held(own[name]).device) for name, part in parts.items()}
 
     @torch.no_grad()
     def update(self, module: L.LightningModule, steps: int) -> None:
         """Move the average after the step with that number (from 1)."""
         keep = min(self.decay, (1 + steps) / (10 + steps))
+        share = self._share(module)
         for name, p in self._weights(module).items():
-            self.average[name].lerp_(p.detach().float(), 1 - keep)
+            self.average[name].lerp_(share.held(p).float(), 1 - keep)
 
     @contextlib.contextmanager
     def applied(self, module: L.LightningModule) -> Iterator[None]:
         """Put the average in the place of the weights for a while."""
-        own = self._weights(module)
-        kept = {name: p.data for name, p in own.items()}
+        held = {name: self._share(module).held(p) for name, p in self._weights(module).items()}
+        kept = {name: weights.clone() for name, weights in held.items()}
         try:
-            for name, p in own.items():
-                p.data = self.average[name].to(p.dtype)
+            for name, weights in held.items():
+                weights.copy_(self.average[name])
             yield
         finally:
-            for name, p in own.items():
-                p.data = kept[name]
+            for name, weights in held.items():
+                weights.copy_(kept[name])
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["ema"] = self.average
+        own, share = self._weights(pl_module), self._share(pl_module)
+        checkpoint["ema"] = {name: share.whole(own[name], part) for name, part in self.average.items()}
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if "ema" not in checkpoint:
             raise CheckpointError("the checkpoint holds no averaged weights; it was written with trainer.ema=null")
         self.average = checkpoint["ema"]
+
+    @staticmethod
+    def _share(module: Any) -> Share:
+        return module.share
 
     @staticmethod
     def _weights(module: L.LightningModule) -> dict[str, torch.nn.Parameter]:

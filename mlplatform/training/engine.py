@@ -16,21 +16,27 @@ import lightning.pytorch as L
 import torch
 from torch import nn
 
-from mlplatform.errors import RunError, SpecError
+from mlplatform.errors import RunError, SpecError, did_you_mean, listing
 from mlplatform.models.costs import training_flops_per_token
+from mlplatform.models.share import Share
 from mlplatform.registry import Spec
 from mlplatform.training import optimizers, precision
 from mlplatform.training.callbacks import Best, Course, Keeping, Session
-from mlplatform.training.checkpoints import FolderIO, clean, newest_whole, prune
+from mlplatform.training.checkpoints import clean, newest_whole, prune
 from mlplatform.training.ema import AveragedWeights
+from mlplatform.training.faults import Fault, Stop
+from mlplatform.training.freezing import matches
 from mlplatform.training.meters import Feed, Speed, peak_flops
 from mlplatform.training.progress import Display, Quiet, display
 from mlplatform.training.rng import Randomness
+from mlplatform.training.saving import FolderIO
 from mlplatform.training.settings import TrainerSettings
 from mlplatform.training.signals import StopSignals
-from mlplatform.training.strategies import Place
+from mlplatform.training.strategies import Accelerator, Place
 from mlplatform.training.trainable import Batches, Recorder
+from mlplatform.training.watchdog import Watchdog
 
+SLACK = 30
 UNKNOWN_EPOCH = 1e6
 """Steps of an epoch, before the data is there: many, so that no share of a few epochs is less than a step."""
 
@@ -47,17 +53,33 @@ class Result:
     checkpoint: Path | None
 
 
-def preflight(trainer: Spec, strategy: Spec, schedule: Spec | None = None) -> Place:
-    """Check that this machine can run as configured, before anything is built; return where the process stands.
+def preflight(
+    trainer: Spec,
+    strategy: Spec,
+    schedule: Spec | None = None,
+    find: Callable[[Accelerator, int], Place] = Place.find,
+) -> Place:
+    """Check that a run can run as configured, before anything is built; return where the process stands.
+
+    Args:
+        find: returns the place for an accelerator and a number of devices: on this machine, if nobody says otherwise.
 
     Raises:
         SpecError: devices, strategy or precision that this machine doesn't have, or lengths that don't fit together
             (those in epochs are checked when the data is there).
     """
     settings: TrainerSettings = trainer.build()
-    place = Place.find(settings.accelerator, settings.devices)
-    strategy.build().check(place)
-    precision.check(settings.precision, place.device)
+    place = find(settings.accelerator, settings.devices)
+    arrangement = strategy.build()
+    arrangement.check(place, settings.precision)
+    if settings.ema is not None and not arrangement.averages:
+        told = f"strategy={strategy.kind} keeps no average of its weights; set it to null, or use strategy=fsdp"
+        raise SpecError(problems=[("trainer.ema", told)])
+    if settings.on_bad_loss is not None and settings.on_bad_loss.kind != "stop" and not arrangement.leaves_out:
+        told = f"strategy={strategy.kind} can't take a step back; set trainer.on_bad_loss.kind=stop"
+        raise SpecError(problems=[("trainer.on_bad_loss", told)])
+    if place.device == "cpu" or torch.cuda.is_available():  # without any, the run is meant for another machine
+        precision.check(settings.precision, place.device)
     plan, shape = settings.plan(UNKNOWN_EPOCH), schedule.build() if schedule is not None else None
     if shape is not None and "epoch" not in f"{trainer.data} {schedule.data if schedule else ''}":
         shape.bind(plan.whole, UNKNOWN_EPOCH)
@@ -78,6 +100,7 @@ def fit(
     recorder: Recorder | None = None,
     show: Display | None = None,
     extra: Callable[[Path], None] | None = None,
+    noted: Callable[[Fault], None] | None = None,
     now: Callable[[], float] = time.monotonic,
 ) -> Result:
     """Train a task on data.
@@ -94,6 +117,7 @@ def fit(
         recorder: receives the metrics (rank 0 only).
         show: the progress display; by default a bar on a terminal and lines off one.
         extra: writes further files into each checkpoint.
+        noted: gets what went wrong at a step and did not end the run (rank 0 only).
         now: the clock.
 
     Raises:
@@ -103,34 +127,39 @@ def fit(
         RunError: the loss is not finite, the disk is full, or a second SIGINT.
     """
     settings: TrainerSettings = trainer.build()
-    place = Place.find(settings.accelerator, settings.devices)
+    place, arrangement = Place.find(settings.accelerator, settings.devices), strategy.build()
     shown: Display = (show or display()) if place.rank == 0 else Quiet()
-    feed = Feed(data.train_dataloader(), now)
-    with StopSignals() as signals, _quiet_lightning():
+    watchdog = _watchdog(data)
+    feed = Feed(data.train_dataloader(), now, watchdog.each)
+    keep = partial(prune, folder, settings.keep, settings.keep_best) if folder is not None else None
+    io = FolderIO(extra, kept=keep, background=True)
+    with StopSignals() as signals, watchdog, _quiet_lightning():
         session = Session(
             _course(settings, schedule, data),
             feed,
             _speed(settings, place, task.model, data.shape.length),
-            Keeping(folder, settings.keep, settings.keep_best, settings.monitor),
-            batches=_held_out(settings, data),
+            Keeping(folder, io, settings.monitor),
+            batches=_held_out(settings, data, watchdog),
             ema=AveragedWeights(settings.ema) if settings.ema is not None else None,
             recorder=recorder if place.rank == 0 else None,
             display=shown,
             signals=signals,
+            policy=settings.on_bad_loss.build() if settings.on_bad_loss is not None else Stop(),
+            noted=noted if noted is not None and place.rank == 0 else lambda fault: None,
             now=now,
         )
         task.make_optimizer = partial(_optimizer, optimizer)
-        task.clip_norm = settings.clip_norm
-        prepare_layers(task.model, settings.compile, settings.activation_checkpointing)
+        task.clip_norm, task.on_bad_step = settings.clip_norm, session.faults.meet
+        task.share = arrangement.share(place)
+        prepare_layers(task.model, settings)
         callbacks = [Randomness(seed), *([session.ema] if session.ema else []), session]
-        engine = _trainer(settings, place, strategy, callbacks, FolderIO(extra))
-        if folder is not None and place.rank == 0:
+        engine = _trainer(settings, place, arrangement, task.share, callbacks, io)
+        if folder is not None and keep is not None and place.rank == 0:
             clean(folder, resume_from)
-            prune(folder, settings.keep, settings.keep_best)
+            keep()
         try:
-            engine.fit(task, train_dataloaders=feed, ckpt_path=resume_from and str(resume_from), weights_only=False)
-        except RunError as error:
-            raise _with_last_checkpoint(error, folder) from None
+            with _saved_at_its_end(io, folder):
+                engine.fit(task, train_dataloaders=feed, ckpt_path=resume_from and str(resume_from), weights_only=False)
         finally:
             shown.close()
     return _result(session)
@@ -144,25 +173,44 @@ def _result(session: Session) -> Result:
 
 def _course(settings: TrainerSettings, schedule: Spec, data: Batches) -> Course:
     """Return when the run does what, and its learning rate over that time."""
-    steps_per_epoch = data.samples_per_epoch / data.shape.sequences
-    plan = settings.plan(steps_per_epoch)
-    return Course(plan, schedule.build().bind(plan.whole, steps_per_epoch))
+    plan = settings.plan(data.steps_per_epoch)
+    return Course(plan, schedule.build().bind(plan.whole, data.steps_per_epoch))
 
 
-def _held_out(settings: TrainerSettings, data: Batches) -> Callable[[], Any] | None:
-    """Return what gives the validation loader; None for a run that doesn't validate."""
+def _held_out(settings: TrainerSettings, data: Batches, watchdog: Watchdog) -> Callable[[], Any] | None:
+    """Return what gives the validation batches; None for a run that doesn't validate."""
     validates = settings.validate_every is not None and len(data.val_dataloader()) > 0
-    return data.val_dataloader if validates else None
+    return (lambda: watchdog.each(data.val_dataloader())) if validates else None
 
 
-def prepare_layers(model: nn.Module, compiled: bool, checkpointed: bool) -> None:
-    """Turn on, in every tower of a model, compilation and recomputation layer by layer. Names of weights stay."""
-    towers: list[Any] = [m for m in model.modules() if hasattr(m, "checkpointed") and hasattr(m, "layers")]
-    if not towers and (compiled or checkpointed):
+def _watchdog(data: Batches) -> Watchdog:
+    """Return what names a source that stalls; workers that stall are told of by the loader itself, before it."""
+    shape = data.shape
+    return Watchdog(data.material.name, shape.timeout + (SLACK if shape.workers else 0))
+
+
+def prepare_layers(model: nn.Module, settings: TrainerSettings) -> None:
+    """Turn on, in every tower of a model, compilation, recomputation and 8 bits layer by layer. Names of weights stay.
+
+    Raises:
+        SpecError: the model has no layers, or none of a pattern's name.
+    """
+    again = settings.activation_checkpointing
+    patterns = ["*"] if again == "full" else again or []
+    towers: Any = {n: m for n, m in model.named_modules() if hasattr(m, "checkpointed") and hasattr(m, "layers")}
+    if not towers and (settings.compile or patterns):
         raise SpecError("trainer.compile and trainer.activation_checkpointing need a model made of layers")
-    for tower in towers:
-        tower.checkpointed = checkpointed
-        for layer in tower.layers if compiled else ():
+    paths = [f"{name}.layers.{i}" for name, tower in towers.items() for i in range(len(tower.layers))]
+    for pattern in patterns:
+        if not any(matches(path, [pattern]) for path in paths):
+            told = f"'{pattern}' names no layer{did_you_mean(pattern, paths)}; there are {listing(paths, 4)}"
+            raise SpecError(problems=[("trainer.activation_checkpointing", told)])
+    for name, tower in towers.items():
+        kept = {i for i in range(len(tower.layers)) if not matches(f"{name}.layers.{i}", patterns)}
+        tower.checkpointed, tower.kept = len(kept) < len(tower.layers), frozenset(kept)
+        if settings.precision == "fp8":
+            precision.in_8_bits(tower.layers)
+        for layer in tower.layers if settings.compile else ():
             layer.compile()
 
 
@@ -170,13 +218,15 @@ def _optimizer(spec: Spec, model: nn.Module) -> torch.optim.Optimizer:
     return optimizers.build(spec, model)
 
 
-def _trainer(settings: TrainerSettings, place: Place, strategy: Spec, callbacks: list[Any], io: FolderIO) -> L.Trainer:
-    plugins: list[Any] = [precision.plugin(settings.precision, place.device), io, place.environment]
+def _trainer(
+    settings: TrainerSettings, place: Place, arrangement: Any, share: Share, callbacks: list[Any], io: FolderIO
+) -> L.Trainer:
+    plugins: list[Any] = [arrangement.plugin(settings.precision, place.device), io, place.environment]
     trainer = L.Trainer(
         accelerator="gpu" if place.device == "cuda" else "cpu",
         devices=place.devices,
         num_nodes=max(1, place.world // place.devices),
-        strategy=strategy.build().build(place),
+        strategy=arrangement.build(place, share, settings.clip_norm),
         plugins=plugins,
         callbacks=callbacks,
         max_epochs=-1,
@@ -202,6 +252,22 @@ def _speed(settings: TrainerSettings, place: Place, model: nn.Module, length: in
     return Speed(training_flops_per_token(model, length), None if peak is None else peak * place.world)
 
 
+@contextlib.contextmanager
+def _saved_at_its_end(io: FolderIO, folder: Path | None) -> Iterator[None]:
+    """Wait for the last checkpoint however training ends; an error of the run's says what can be gone on from."""
+    try:
+        yield
+        io.join()
+    except BaseException as error:
+        try:
+            io.join(last=True)
+        except RunError as second:
+            error = RunError(f"{error}; {second}") if isinstance(error, RunError) else error
+        if isinstance(error, RunError):
+            raise _with_last_checkpoint(error, folder) from None
+        raise error
+
+
 def _with_last_checkpoint(error: RunError, folder: Path | None) -> RunError:
     """Say where the run can go on from."""
     last = newest_whole(folder)[0] if folder is not None else None
@@ -221,6 +287,7 @@ def _quiet_lightning() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "You defined a `validation_step` but have no `val_dataloader`")
             warnings.filterwarnings("ignore", "GPU available but not used")
+            warnings.filterwarnings("ignore", "The `srun` command is available")  # processes are the launcher's
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)  # Lightning's own
             yield
     finally:

@@ -46,17 +46,25 @@ class Feed:
 
     Its length says that it never ends, so that Lightning has one endless epoch and fetches nothing ahead: what was
     delivered is what was trained on.
+
+    Args:
+        watched: stands between the loader and who waits for it.
     """
 
-    def __init__(self, loader: Any, now: Callable[[], float] = time.monotonic) -> None:
-        self.loader, self.now = loader, now
+    def __init__(
+        self,
+        loader: Any,
+        now: Callable[[], float] = time.monotonic,
+        watched: Callable[[Any], Iterator[Any]] = iter,
+    ) -> None:
+        self.loader, self.now, self.watched = loader, now, watched
         self.began = self.waited = 0.0
 
     def __len__(self) -> int:
         return 2**40
 
     def __iter__(self) -> Iterator[Any]:
-        batches = iter(self.loader)
+        batches = self.watched(self.loader)
         while True:
             self.began = self.now()
             batch = next(batches)

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from mlplatform.errors import SpecError, listing
 from mlplatform.registry import Fraction, NonNegativeFloat, PositiveFloat, Spec, Text, block
+from mlplatform.training.sharding.muon import Muon
 
 Named = list[tuple[str, nn.Parameter]]
 
@@ -52,9 +53,16 @@ def decay_groups(model: nn.Module, named: Named) -> list[dict[str, Any]]:
     tables = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
     still = [(n, p) for n, p in named if p.ndim < 2 or n.endswith("bias") or id(p) in tables]
     names = {n for n, _ in still}
-    groups: list[dict[str, Any]] = [{"params": [(n, p) for n, p in named if n not in names]}]
-    groups.append({"params": still, "weight_decay": 0.0})
-    return [group for group in groups if group["params"]]
+    groups = [{"params": part} for part in by_mesh([(n, p) for n, p in named if n not in names])]
+    return groups + [{"params": part, "weight_decay": 0.0} for part in by_mesh(still)]
+
+
+def by_mesh(named: Named) -> list[Named]:
+    """Split parameters that are divided over different meshes of ranks, or over none: one kernel takes one sort."""
+    parts: dict[Any, Named] = {}
+    for name, p in named:
+        parts.setdefault(getattr(p, "device_mesh", None), []).append((name, p))
+    return list(parts.values())
 
 
 def can_fuse(parameters: Iterable[nn.Parameter]) -> bool:
@@ -135,7 +143,7 @@ def muon(
     ours = {n for n, _ in hidden}
     rest = [(n, p) for n, p in named if n not in ours]
     parts: list[Optimizer] = [
-        torch.optim.Muon([{"params": hidden}], lr=lr, momentum=momentum, weight_decay=weight_decay, adjust_lr_fn=match)
+        Muon([{"params": hidden}], lr=lr, momentum=momentum, weight_decay=weight_decay, adjust_lr_fn=match)
     ]
     if rest:
         fused = can_fuse(p for _, p in rest)

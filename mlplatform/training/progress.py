@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -12,6 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 5.0
+VARIABLE = "MLPLATFORM_DISPLAY"
 
 
 class Display(Protocol):
@@ -23,8 +26,13 @@ class Display(Protocol):
 
 
 def display(stream: TextIO | None = None) -> Display:
-    """Return a live bar when the stream (standard output) is a terminal, else plain lines."""
+    """Return a live bar when the stream (standard output) is a terminal, else plain lines.
+
+    MLPLATFORM_DISPLAY asks for another: `quiet` for nothing, `json` for lines that are JSON.
+    """
     out: TextIO = stream if stream is not None else sys.stdout
+    if (form := os.environ.get(VARIABLE)) in ("quiet", "json"):
+        return Quiet() if form == "quiet" else Events(out)
     return Bar(Console(file=out)) if out.isatty() else Lines(out)
 
 
@@ -36,6 +44,27 @@ class Quiet:
 
     def say(self, line: str) -> None:
         """Show nothing."""
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+class Events:
+    """A JSON object a line for what is said; the metrics are told by a tracker (see runs.screen), so steps are not."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def step(self, step: int, done: float, values: dict[str, float]) -> None:
+        """Show nothing."""
+
+    def say(self, line: str) -> None:
+        """Show a line as an event."""
+        self.tell("message", text=line)
+
+    def tell(self, event: str, **fields: object) -> None:
+        """Print an event with its fields."""
+        print(json.dumps({"event": event, "time": round(time.time(), 3), **fields}), file=self.stream, flush=True)
 
     def close(self) -> None:
         """Nothing to end."""

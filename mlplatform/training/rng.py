@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from mlplatform.models.share import Share
+
 
 class Randomness(Callback):
     """Keeps training's random numbers a stream of their own.
@@ -19,7 +21,7 @@ class Randomness(Callback):
     iterator nor anything else between two steps moves it: what a step draws depends on the steps before it alone.
 
     Args:
-        seed: of the stream's start; each rank has its own.
+        seed: of the stream's start; each reader of the data has its own, and ranks that read the same draw the same.
     """
 
     def __init__(self, seed: int) -> None:
@@ -28,11 +30,11 @@ class Randomness(Callback):
         self.saved: list[dict[str, Any]] = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        rank = trainer.global_rank
-        if len(self.saved) == trainer.world_size:
-            self.state = self.saved[rank]
+        share: Share = pl_module.share  # type: ignore[assignment]
+        if len(self.saved) == share.count:
+            self.state = self.saved[share.number]
         else:  # a new run, or one that goes on with another number of ranks
-            sequence = np.random.SeedSequence((self.seed, trainer.global_step, rank))
+            sequence = np.random.SeedSequence((self.seed, trainer.global_step, share.number))
             seed_all(int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1)))
             self.state = capture()
 
@@ -50,7 +52,8 @@ class Randomness(Callback):
         if trainer.world_size > 1:
             states = [None] * trainer.world_size
             torch.distributed.all_gather_object(states, self.state)
-        checkpoint["rng"] = states
+        share: Share = pl_module.share  # type: ignore[assignment]
+        checkpoint["rng"] = states[:: trainer.world_size // share.count]
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         self.saved = checkpoint["rng"]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from mlplatform.errors import SpecError
-from mlplatform.registry import Fraction, Interval, Natural, Positive, PositiveFloat, Text, block
+from mlplatform.registry import Fraction, Interval, Natural, Positive, PositiveFloat, Spec, Text, block
 from mlplatform.training.callbacks import Plan
 from mlplatform.training.intervals import Length, every
 from mlplatform.training.precision import PrecisionName
@@ -18,7 +18,8 @@ class TrainerSettings:
 
     Args:
         max: the length of the run.
-        precision: fp32; bf16-mixed or fp16-mixed (weights in fp32, products in 16 bits); bf16-true (all in bf16).
+        precision: fp32; bf16-mixed or fp16-mixed (weights in fp32, products in 16 bits); bf16-true (all in bf16); fp8
+            (as bf16-mixed, the layers' products in 8 bits, by torchao).
         devices: devices of this machine, one process each.
         accelerator: `auto` takes CUDA where there is some.
         clip_norm: largest norm of the gradient; null for no limit.
@@ -27,14 +28,17 @@ class TrainerSettings:
         monitor: the metric that says which are best, such as `validation/accuracy`; null for the task's own.
         ema: decay of averaged weights, which validation then uses; null for none.
         compile: torch.compile for each layer; the first step takes a minute.
-        activation_checkpointing: layers are computed again in the backward pass instead of being kept.
+        activation_checkpointing: layers computed again in the backward pass instead of being kept: `full` for all, or
+            path patterns (`["trunk.layers.*[02468]"]`); null for none.
+        on_bad_loss: what is done when the loss or the gradient is not finite: stop, skip or roll_back; null for stop.
+        restarts: times the ranks are started again, from the last checkpoint, when one of them dies.
     """
 
     def __init__(
         self,
         *,
         max: Interval,
-        precision: Literal["fp32", "bf16-mixed", "bf16-true", "fp16-mixed"] = "fp32",
+        precision: Literal["fp32", "bf16-mixed", "bf16-true", "fp16-mixed", "fp8"] = "fp32",
         devices: Positive = 1,
         accelerator: Literal["auto", "cpu", "cuda"] = "auto",
         clip_norm: PositiveFloat | None = 1.0,
@@ -46,7 +50,9 @@ class TrainerSettings:
         monitor: Text | None = None,
         ema: Fraction | None = None,
         compile: bool = False,
-        activation_checkpointing: bool = False,
+        activation_checkpointing: Literal["full"] | list[Text] | None = None,
+        on_bad_loss: Annotated[Spec, "bad_loss"] | None = None,
+        restarts: Natural = 0,
     ) -> None:
         self.max = Length.parse(max)
         if self.max.amount <= 0 or self.max.unit == "%":
@@ -57,6 +63,7 @@ class TrainerSettings:
         self.log_every, self.validate_every, self.checkpoint_every = log_every, validate_every, checkpoint_every
         self.keep, self.keep_best, self.monitor, self.ema = keep, keep_best, monitor, ema
         self.compile, self.activation_checkpointing = compile, activation_checkpointing
+        self.on_bad_loss, self.restarts = on_bad_loss, restarts
 
     def plan(self, steps_per_epoch: float) -> Plan:
         """Return the intervals in steps, tokens or seconds."""

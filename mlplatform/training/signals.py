@@ -1,4 +1,4 @@
-"""Being asked to stop: the first SIGTERM or SIGINT ends the run after its step, a second SIGINT at once."""
+"""Being asked to stop: the first signal ends the run after its step, a second SIGINT at once."""
 
 from __future__ import annotations
 
@@ -9,17 +9,28 @@ from typing import Any
 
 from mlplatform.errors import RunError
 
+STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""What asks a run to save and stop: the system, a scheduler before it preempts, a scheduler before time is up."""
+early: list[int] = []
+"""Signals that came before anything could be done about them."""
+
+
+def remember() -> None:
+    """Keep the signals that come from now on in `early`: they would kill this process before it can handle them."""
+    for number in STOPPING:
+        signal.signal(number, lambda caught, _: early.append(caught))
+
 
 class StopSignals:
-    """Catches SIGTERM and SIGINT while it is entered; `caught` is the first one's name."""
+    """Catches SIGINT and those of `STOPPING` while it is entered; `caught` is the first one's name."""
 
     def __init__(self) -> None:
-        self.caught: str | None = None
+        self.caught: str | None = signal.Signals(early[0]).name if early else None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():  # only there may handlers be set
-            self._before = {s: signal.signal(s, self._catch) for s in (signal.SIGTERM, signal.SIGINT)}
+            self._before = {s: signal.signal(s, self._catch) for s in (*STOPPING, signal.SIGINT)}
         return self
 
     def __exit__(self, *_: object) -> None:

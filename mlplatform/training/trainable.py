@@ -8,6 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mlplatform.models.share import Share
+
 
 class StepFigures(Protocol):
     """One optimizer step over all ranks."""
@@ -29,6 +31,8 @@ class Trainable(Protocol):
     monitor: str
     make_optimizer: Callable[[nn.Module], Optimizer] | None
     clip_norm: float | None
+    on_bad_step: Callable[[int, str], None] | None
+    share: Share
 
     @property
     def figures(self) -> StepFigures: ...
@@ -44,9 +48,10 @@ class Batches(Protocol):
     """The data of a run, as mlplatform.data.module.DataModule gives it."""
 
     shape: Any
+    material: Any
 
     @property
-    def samples_per_epoch(self) -> int: ...
+    def steps_per_epoch(self) -> float: ...
     def train_dataloader(self) -> Any: ...
     def val_dataloader(self) -> Any: ...
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mlplatform.errors import DataError
+from mlplatform.models.share import Share
 
 Batch = dict[str, Tensor]
 
@@ -21,16 +22,18 @@ def validate(trainer: L.Trainer, task: Any, batches: Iterable[Batch]) -> dict[st
         task: a `Trainable` LightningModule. It is left in training mode.
     """
     strategy: Any = trainer.strategy
+    share: Share = task.share
     task.eval()
     try:
         with trainer.precision_plugin.val_step_context():
             return measure(
                 task,
                 (strategy.batch_to_device(batch, task.device) for batch in batches),
-                lambda sums: strategy.reduce(sums, reduce_op="sum"),
+                share.sum,
             )
     finally:
         task.train()
+        share.settle(task.model)
 
 
 @torch.no_grad()

@@ -186,3 +186,41 @@ def test_the_script_is_the_verb(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert "no field 'dimm' (did you mean 'dim'?)" in done.stderr
+
+
+def test_a_quiet_run_prints_its_folder_and_a_json_run_its_events(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = [*SMALL, "trainer.max=2 steps", "experiment=shown"]
+    assert main(["train", "--quiet", *small]) == 0
+    said = capsys.readouterr()
+    folder = Path(said.out.strip())
+    assert (folder / "run.json").is_file()
+    assert said.err == ""
+    assert "finished after 2 steps" in (folder / "log.txt").read_text()
+    assert main(["resume", str(folder), "--json", "trainer.max=4 steps"]) == 0
+    said = capsys.readouterr()
+    events = [json.loads(line) for line in said.out.splitlines()]
+    assert said.err == ""
+    assert [e["event"] for e in events if e["event"] != "message"] == ["start", *["metrics"] * 3, "end"]
+    assert [e["step"] for e in events if e["event"] == "metrics"] == [3, 4, 4]
+    assert (events[-1]["status"], events[-1]["steps"], events[-1]["run"]) == ("finished", 4, str(folder))
+    logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert next(e for e in events if e["event"] == "metrics")["train/loss"] == logged[-3]["train/loss"]
+    assert main(["train", "--quiet", "--json", *small]) == 2
+    assert "take one of them" in capsys.readouterr().err
+
+
+def test_reproduce_says_whether_it_was_the_same(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = runs(here)[0]
+    assert main(["reproduce", f"default/{first.name}", "--json"]) == 2
+    assert "prompt was masked and its value is not on this machine" in capsys.readouterr().err
+    assert main(["train", "--quiet", *SMALL, "trainer.max=2 steps", "experiment=shown"]) == 0
+    folder = capsys.readouterr().out.strip()
+    assert main(["reproduce", folder]) == 0
+    said = capsys.readouterr().out
+    assert "again  " in said
+    assert "equal bit for bit" in said
+    assert "code, data, versions and hardware are those of the first run" in said
+    assert main(["reproduce", folder, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["equal"] is True

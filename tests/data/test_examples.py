@@ -137,3 +137,15 @@ def test_no_key_is_dropped_and_nothing_is_padded_unasked() -> None:
 def test_a_tool_the_run_lacks_is_told() -> None:
     with pytest.raises(DataError, match="task=any needs a tokenizer, and the run has none; choose one"):
         Tools().need("tokenizer", "any")
+
+
+def test_lengths_of_rows_are_measured_once_and_kept(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = make().train_rows
+    numbers = np.arange(len(rows))
+    lengths = rows.lengths(numbers)
+    assert lengths.tolist() == [len(rows.row(number, 0, 0)["input_ids"]) for number in numbers]
+    assert len(set(lengths)) > 3
+    again = make().train_rows
+    monkeypatch.setattr(Letters, "row", lambda *_: pytest.fail("a row was made again"))
+    assert again.lengths(numbers[::-1]).tolist() == lengths[::-1].tolist()
+    assert "index" not in pickle.loads(pickle.dumps(again)).__dict__

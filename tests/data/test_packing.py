@@ -12,10 +12,11 @@ from mlplatform import places
 from mlplatform.data.packing import IGNORED, Packed, Padded, Rows, rows
 from mlplatform.data.sources import JSONLines, Source
 from mlplatform.data.tokens import Store, Tokens, tokenised
-from mlplatform.processors.tokenizer import Tokenizer
+from mlplatform.processors.tokenizer import Tokenizer, train
 from mlplatform.registry import Spec
 
 Pair = tuple[int, int]
+Make = Callable[..., Path]
 
 
 def _pairs_of_documents(tokens: Tokens) -> Counter[Pair]:
@@ -124,3 +125,24 @@ def test_packed_rows_without_overlap_hold_every_token_once(source: Source, maske
         assert "labels" not in row
         found.update(row["input_ids"][row["document_ids"] > 0].tolist())
     assert found == Counter(tokens.read(0, len(tokens)).tolist())
+
+
+@pytest.mark.parametrize("overlap", [0, 1])
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_lengths_are_known_without_reading(store: Store, layout: str, overlap: int) -> None:
+    split = rows(store.train, layout, 24, overlap, 0)
+    numbers = np.random.default_rng(0).permutation(len(split))
+    read = [len(split.row(int(number), 0, 0)["input_ids"]) for number in numbers]
+    assert split.lengths(numbers).tolist() == read
+    assert layout == "packed" or len(set(read)) > 5
+
+
+@pytest.mark.parametrize("vocabulary", [300, 2000])
+def test_packing_wastes_less_than_a_fiftieth_on_real_text(scenes: list[str], write_rows: Make, vocabulary: int) -> None:
+    source = JSONLines(path=str(write_rows(scenes * 2)), validation=0.0)
+    tokens = tokenised(source, train(scenes, vocabulary, "causal")).train
+    for length in (32, 128, 512):
+        split = Packed(tokens, length, 1, 0)
+        used = sum(int((split.row(number, 0, 0)["document_ids"] > 0).sum()) for number in range(len(split)))
+        assert used >= len(tokens), "every token, and one looked back at for each row but the first"
+        assert 1 - used / (len(split) * length) < 0.02

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from mlplatform.data.fields import Class, Classes, Picture, Words
+from mlplatform.data.material import RecordMaterial
 from mlplatform.data.records import Reads, RecordSource, Splits, Values
 from mlplatform.errors import DataError
 from mlplatform.places import cache
@@ -327,3 +328,10 @@ def test_digits_come_with_a_package() -> None:
     assert sum(map(len, opened.splits.values())) == 1797
     assert opened.classes["label"] == tuple("0123456789")
     assert opened.splits["train"][0]["image"].shape == (8, 8)
+
+
+def test_rows_left_out_stand_in_the_run_record(source: Make, tmp_path: Path) -> None:
+    made = source([*rows_of(40), {"text": "no label"}, {"text": 5, "label": "a"}], on_bad_row="skip")
+    record = RecordMaterial(made, made.open(READS)).record()
+    assert record["skipped_rows"] == {f"{tmp_path}/rows.jsonl": 2}
+    assert sum(record[split]["records"] for split in ("train", "validation", "test")) == 40

@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mlplatform.data import tables
+from mlplatform.data import row_groups, tables
+from mlplatform.data.row_groups import RowGroups
 from mlplatform.data.tables import CSVTable, JSONTable, ListTable, ParquetTable, Table
 from mlplatform.errors import DataError
 
@@ -129,26 +132,56 @@ def parquet(tmp_path: Path) -> Path:
     return tmp_path / "rows.parquet"
 
 
+@pytest.fixture
+def groups(monkeypatch: pytest.MonkeyPatch) -> RowGroups:
+    """What this process keeps of Parquet files: nothing yet."""
+    own = RowGroups()
+    monkeypatch.setattr(tables, "GROUPS", own)
+    return own
+
+
 def test_parquet_rows_are_read_in_place_within_a_budget(
-    parquet: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+    parquet: Path, groups: RowGroups, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
     table = ParquetTable(parquet)
     sound, wrong = both(table)
     assert wrong == {}
     assert sound[1234] == {"text": "row 1233", "tags": []}
-    assert len(table._groups) == 20
-    budget = 3 * table._groups[0].nbytes
-    monkeypatch.setattr(tables, "GROUPS_KEPT", budget)
-    small = ParquetTable(parquet)
+    assert len(groups.groups) == 20
+    each = next(iter(groups.groups.values())).nbytes
+    monkeypatch.setattr(row_groups, "BYTES_KEPT", 3 * each)
+    groups.forget()
     with caplog.at_level(logging.WARNING):
         for key in range(0, 2000, 37):
-            assert small.read(key)["text"] == f"row {key}"
-            assert 1 <= len(small._groups) <= 4
-            assert sum(group.nbytes for group in small._groups.values()) <= budget
+            assert table.read(key)["text"] == f"row {key}"
+            assert 1 <= len(groups.groups) <= 4
+            assert groups.bytes == sum(group.nbytes for group in groups.groups.values()) <= 3 * each
     assert "20 row groups: each row read in random order unpacks a whole row group" in caplog.text
-    monkeypatch.setattr(tables, "GROUPS_KEPT", 1)
-    assert small.read(0)["text"] == "row 0"
-    assert len(small._groups) == 1
+    monkeypatch.setattr(row_groups, "BYTES_KEPT", 1)
+    assert table.read(0)["text"] == "row 0"
+    assert len(groups.groups) == 1
+
+
+def test_many_parquet_files_share_one_budget(
+    tmp_path: Path, groups: RowGroups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = []
+    for number in range(12):
+        rows = pa.table({"text": [f"{number} {n} {'x' * 200}" for n in range(100)]})
+        pq.write_table(rows, tmp_path / f"{number}.parquet", row_group_size=50)
+        shards.append(ParquetTable(tmp_path / f"{number}.parquet"))
+    monkeypatch.setattr(row_groups, "BYTES_KEPT", 60_000)
+    monkeypatch.setattr(row_groups, "FILES_KEPT", 3)
+    draw = np.random.default_rng(0)
+    for _ in range(300):
+        shard, key = int(draw.integers(12)), int(draw.integers(100))
+        assert shards[shard].read(key)["text"].startswith(f"{shard} {key} x")
+        assert groups.bytes <= 60_000
+        assert len(groups.files) <= 3
+    with ThreadPoolExecutor(4) as threads:
+        asked = [(int(draw.integers(12)), int(draw.integers(100))) for _ in range(400)]
+        found = list(threads.map(lambda one: shards[one[0]].read(one[1])["text"], asked))
+    assert all(text.startswith(f"{shard} {key} x") for text, (shard, key) in zip(found, asked, strict=True))
 
 
 def test_a_bad_text_of_parquet_is_one_bad_row(tmp_path: Path) -> None:

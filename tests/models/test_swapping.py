@@ -20,7 +20,7 @@ from mlplatform.training.progress import Quiet
 
 Batch = dict[str, Tensor]
 COLOURS = {"red": (0, 11), "green": (1, 12), "blue": (2, 13)}
-IMAGE = 2047
+IMAGE = 4
 SMALL = ["model.language.trunk.depth=1", "model.vision.trunk.depth=3", "model.vision.trunk.input.patch=8"]
 SWAPS = {
     "as it is": [],
@@ -53,7 +53,7 @@ def captions(seed: int, count: int = 12, patches: int = 16) -> Batch:
 class Captions:
     """Data that is a new step of pictures with captions, for ever."""
 
-    samples_per_epoch = 1
+    steps_per_epoch = 1.0
 
     class shape:
         sequences, length = 12, 20

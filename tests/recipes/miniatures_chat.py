@@ -40,9 +40,15 @@ def _pairs(first: str, second: str) -> list[dict[str, str]]:
 
 def _base(folder: Path, recipe: str, options: list[str]) -> list[str]:
     """Train the recipe that another one begins with; return the overrides that name its run."""
-    assert main(["train", f"recipes={recipe}", *options, *LLAMA, *STEPS, f"outputs={folder / 'outputs'}"]) == 0
-    (run,) = (folder / "outputs" / recipe).iterdir()
+    run = trained(folder, recipe, [*options, *LLAMA])
     return [f"init_from={run}", f"tokenizer.path={run / 'tokenizer'}"]
+
+
+def trained(folder: Path, recipe: str, options: list[str]) -> Path:
+    """Train a recipe for two steps; return its run."""
+    assert main(["train", f"recipes={recipe}", *options, *STEPS, f"outputs={folder / 'outputs'}"]) == 0
+    (run,) = (folder / "outputs" / recipe).iterdir()
+    return run
 
 
 def t5_translation(folder: Path) -> list[str]:

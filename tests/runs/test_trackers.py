@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import re
 import time
@@ -10,11 +12,15 @@ from typing import Any
 
 import pytest
 import wandb_file
+from tiny_runs import finished
 
 from mlplatform.errors import SpecError
 from mlplatform.registry import Spec
 from mlplatform.runs import metrics, record
-from mlplatform.runs.trackers import Recorders, TensorBoard, WandB, trackers
+from mlplatform.runs.trackers import Recorders, trackers
+from mlplatform.runs.trackers.mlflow import MLflow
+from mlplatform.runs.trackers.tensorboard import TensorBoard
+from mlplatform.runs.trackers.weights_and_biases import WandB
 
 CONFIG = {"seed": 3, "model": {"trunk": {"dim": 32, "layers": ["a", "b"]}}, "data": {"path": "***"}}
 
@@ -24,7 +30,7 @@ def run(tmp_path: Path) -> Path:
     """A run folder with a record."""
     folder = tmp_path / "run"
     folder.mkdir()
-    record.update(folder, id="default-2026-11-23_120000", status="running")
+    record.update(folder, id="default-2026-11-23_120000", status="running", experiment="plays")
     return folder
 
 
@@ -66,6 +72,39 @@ def test_wandb_offline_holds_the_config_and_the_curves(run: Path) -> None:
     assert found.id == record.read(run)["wandb_id"]
 
 
+def test_wandb_gets_the_data_the_samples_and_the_checkpoint_of_a_real_run(tmp_path: Path) -> None:
+    folder = finished(tmp_path, "logger=wandb", "logger.mode=offline", "logger.tags=[one]")
+    (found,) = written(folder)
+    known, identity = record.read(folder), record.read(folder)["wandb_id"]
+    assert (found.name, found.group, found.tags) == (known["id"], "default", ["one"])
+    fingerprint = known["data"]["fingerprint"]
+    data = found.artifacts[f"data-{fingerprint[:16]}"]
+    assert (data.type, data.metadata) == ("dataset", {"fingerprint": fingerprint})
+    assert json.loads(Path(data.files["data.json"]).read_text()) == known["data"]
+    model = found.artifacts[f"model-{identity}"]
+    newest = max((folder / "checkpoints").iterdir())
+    assert (model.type, model.metadata["data"], model.metadata["checkpoint"]) == ("model", fingerprint, newest.name)
+    assert model.metadata["validation/loss"] == known["metrics"]["validation/loss"]
+    assert newest.name.replace("=", "-") in model.aliases
+    assert model.files["model.safetensors"] == (newest / "model.safetensors").resolve().as_uri()
+    assert not any("optimizer" in name for name in model.files)
+    (table,) = [one for one in found.artifacts.values() if one.type == "run_table"]
+    rows = json.loads(Path(table.files["samples.table.json"]).read_text())["data"]
+    assert rows == [["step=00000008", (folder / "samples" / "step=00000008.txt").read_text()]]
+    assert found.alerts == []
+
+
+def test_a_run_that_fails_is_told_with_its_reason(run: Path) -> None:
+    kept = Recorders(
+        metrics.Metrics(run), trackers(Spec.of({"kind": "wandb", "mode": "offline"}, "logger", "logger")), print
+    )
+    kept.start(run, CONFIG)
+    kept.finish("failed", "RunError: step 2: the loss is nan")
+    (found,) = written(run)
+    assert found.alerts == [("default-2026-11-23_120000 failed", "RunError: step 2: the loss is nan")]
+    assert (found.exit_code, found.group) == (1, "plays")
+
+
 def test_a_resumed_run_goes_on_under_its_wandb_id(run: Path) -> None:
     spec = {"kind": "wandb", "mode": "offline", "name": "mine"}
     session(run, spec, range(1, 6), "preempted")
@@ -83,7 +122,7 @@ def test_many_and_large_rows_come_back_across_the_blocks_of_the_file(run: Path) 
     kept.start(run, {"text": "x" * 100_000})
     for step in range(1, 301):
         kept.log(step, {f"metric/{number}": float(step * number) for number in range(30)})
-    kept.finish("finished")
+    kept.finish("finished", None)
     (found,) = written(run)
     assert len(found.config["text"]) == 100_000
     assert found.curve("metric/29") == {step: step * 29.0 for step in range(1, 301)}
@@ -115,7 +154,7 @@ def test_a_bad_key_or_no_network_is_one_line_and_the_run_is_written_offline(
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("WANDB_API_KEY", key)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr("mlplatform.runs.trackers.SECONDS_TO_CONNECT", 3)
+    monkeypatch.setattr("mlplatform.runs.trackers.weights_and_biases.SECONDS_TO_CONNECT", 3)
     with caplog.at_level(logging.WARNING, "mlplatform"):
         said = session(run, {"kind": "wandb", "mode": "online"}, range(1, 4))
     assert said == []
@@ -168,7 +207,7 @@ def test_tensorboard_has_each_step_of_a_resumed_run_once(run: Path) -> None:
     session(run, {"kind": "tensorboard"}, range(4, 8))
     losses = scalars(run)["train/loss"]
     assert losses == pytest.approx({1: 1, 2: 2, 3: 3, 4: 1 / 4, 5: 1 / 5, 6: 1 / 6, 7: 1 / 7})
-    first.finish("failed")
+    first.finish("failed", None)
 
 
 def test_several_at_once_and_one_of_lightnings(run: Path) -> None:
@@ -193,7 +232,7 @@ class Broken:
     def log(self, step: int, values: dict[str, float]) -> None:
         self._call("log")
 
-    def finish(self, status: str) -> None:
+    def finish(self, status: str, error: str | None) -> None:
         self._call("finish")
 
     def _call(self, name: str) -> None:
@@ -216,7 +255,7 @@ def test_a_tracker_that_fails_is_said_once_and_left_out(run: Path, at: str, call
     assert [row["step"] for row in metrics.read(run)] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("kind", ["tensorboard", "wandb"])
+@pytest.mark.parametrize("kind", ["tensorboard", "wandb", "mlflow"])
 def test_a_package_that_is_missing_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     import importlib.util
 
@@ -224,3 +263,58 @@ def test_a_package_that_is_missing_is_named_with_the_command(monkeypatch: pytest
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None if name == kind else found(name))
     with pytest.raises(SpecError, match=re.escape(f'pip install "mlplatform[{kind}]"')):
         trackers(Spec.of({"kind": kind}, "logger", "logger"))
+
+
+def sql(folder: Path, query: str) -> list[tuple[Any, ...]]:
+    """Ask the SQLite file MLflow keeps beside the runs."""
+    import sqlite3
+
+    with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as base:
+        return base.execute(query).fetchall()
+
+
+@pytest.fixture
+def nested(tmp_path: Path) -> Path:
+    """A run folder where runs lie: outputs/experiment/date."""
+    folder = tmp_path / "outputs" / "plays" / "2026-11-23_120000"
+    folder.mkdir(parents=True)
+    record.update(folder, id="plays-2026-11-23_120000", status="running", experiment="plays")
+    return folder
+
+
+def test_mlflow_holds_the_config_and_each_step_of_a_resumed_run_once(nested: Path) -> None:
+    assert session(nested, {"kind": "mlflow"}, range(1, 6), "preempted") == []
+    metrics.cut(nested, 3)
+    assert session(nested, {"kind": "mlflow"}, range(4, 8)) == []
+    outputs = nested.parent.parent
+    points = sql(outputs, "SELECT step, value FROM metrics WHERE key = 'train/loss' ORDER BY step")
+    assert points == [(step, 1 / step) for step in range(1, 8)]
+    assert sql(outputs, "SELECT name, status FROM runs") == [("plays-2026-11-23_120000", "FINISHED")]
+    assert dict(sql(outputs, "SELECT key, value FROM params"))["model.trunk.dim"] == "32"
+    assert sql(outputs, "SELECT name FROM experiments WHERE name = 'plays'") == [("plays",)]
+    assert "mlflow_id" not in record.read(nested)
+
+
+def test_a_server_that_is_away_never_stops_training_and_gets_the_rest_later(
+    nested: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    began = time.monotonic()
+    with caplog.at_level(logging.WARNING, "mlplatform"), monkeypatch.context() as patch:
+        patch.setattr("mlplatform.runs.trackers.mlflow.SECONDS_TO_END", 8)
+        said = session(nested, {"kind": "mlflow", "uri": "http://127.0.0.1:9"}, range(1, 4), "preempted")
+    assert time.monotonic() - began < 30
+    (line,) = ours(caplog)
+    assert line.startswith("MLflow: ")
+    assert line.endswith("training goes on, and what is missed is sent later")
+    (last,) = said
+    assert last.startswith("MLflow: not all was sent: ")
+    assert [row["step"] for row in metrics.read(nested)] == [1, 2, 3]
+    assert session(nested, {"kind": "mlflow"}, range(4, 6)) == []
+    points = sql(nested.parent.parent, "SELECT step FROM metrics WHERE key = 'train/loss' ORDER BY step")
+    assert points == [(1,), (2,), (3,), (4,), (5,)]
+
+
+def test_mlflow_in_plain_files_is_refused_before_anything_starts() -> None:
+    for uri in ("mlruns", "file:///tmp/mlruns"):
+        with pytest.raises(SpecError, match=r"no longer keeps plain files; use sqlite:///FILE"):
+            MLflow(uri=uri)

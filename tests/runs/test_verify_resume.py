@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny_runs import composed
+from tiny_runs import SMALL, composed, scenes
 
+from mlplatform.cli.compose import compose
 from mlplatform.errors import RunError
 from mlplatform.runs import record
 from mlplatform.runs.verify_resume import BATCHES, batches_of, compare, shortened, verify_resume
@@ -63,3 +64,19 @@ def test_only_length_and_intervals_are_shortened(tmp_path: Path) -> None:
     }
     assert trainer == {"max": "12 steps", "validate_every": "12 steps", "checkpoint_every": "3 steps"}
     assert config["trainer"]["max"] == "8 steps"
+
+
+@pytest.mark.slow
+def test_a_mixture_in_batches_by_tokens_is_proved(tmp_path: Path) -> None:
+    other = tmp_path / "more.jsonl"
+    other.write_text("".join(json.dumps({"text": f"{n} " * (1 + n % 40)}) + "\n" for n in range(90)))
+    parts = [f"scenes:{{kind:jsonl,path:{scenes(tmp_path)}}}", f"more:{{kind:jsonl,path:{other}}}"]
+    data = ["data=mixture", f"data.parts={{{','.join(parts)}}}", "data.weights={scenes:0.3,more:0.7}"]
+    batch = ["batch=budget", "batch.tokens=96", "batch.micro_batches=2", "batch.length=32", "batch.window=64"]
+    small = [override for override in SMALL if not override.startswith("batch.")]
+    config = compose("train", [*small, *data, *batch, f"outputs={tmp_path / 'outputs'}"]).check().config
+    found = verify_resume(config, argv=["mlplatform", "verify-resume"], steps=8, say=lambda line: None)
+    assert found["equal"] is True
+    whole = Path(found["undisturbed"])
+    assert record.read(whole)["data"]["weights"] == {"scenes": 0.3, "more": 0.7}
+    assert len(set(batches_of(whole).values())) == 8

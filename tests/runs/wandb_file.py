@@ -18,6 +18,16 @@ FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 
 @dataclass
+class Artifact:
+    """One artifact: its type, metadata, aliases, and where each file or reference is."""
+
+    type: str
+    metadata: dict[str, Any]
+    aliases: list[str]
+    files: dict[str, str]
+
+
+@dataclass
 class Written:
     """What a `.wandb` file holds."""
 
@@ -30,6 +40,8 @@ class Written:
     rows: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
     exit_code: int | None = None
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
+    alerts: list[tuple[str, str]] = field(default_factory=list)
 
     def curve(self, name: str) -> dict[int, float]:
         """Return a metric by step."""
@@ -57,6 +69,13 @@ def read(path: Path) -> Written:
             found.rows.append({"_step": record.history.step.num, **items})
         elif kind == "summary":
             _update(found.summary, record.summary.update)
+        elif kind == "artifact":
+            made = record.artifact
+            files = {entry.path: entry.ref or entry.local_path for entry in made.manifest.contents}
+            metadata = json.loads(made.metadata or "{}")
+            found.artifacts[made.name] = Artifact(made.type, metadata, list(made.aliases), files)
+        elif kind == "alert":
+            found.alerts.append((record.alert.title, record.alert.text))
         elif kind == "exit":
             found.exit_code = record.exit.exit_code
     return found

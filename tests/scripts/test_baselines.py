@@ -39,7 +39,7 @@ def told(script: ModuleType, inputs: list[int], labels: list[int]) -> list[list[
 
 def test_neighbours_are_what_the_model_may_see(script: ModuleType) -> None:
     hidden = told(script, [4, 9, 9, 5], [-100, 7, 8, -100])  # 9 is the mask token
-    assert hidden == [[7, 8], [4, 9], [9, 5]]
+    assert hidden == [[7, 8], [9, 9], [4, 9], [9, 5]]
     next_token = told(script, [4, 7, 8, 5], [-100, 7, 8, 5])
     assert next_token == [[7, 8, 5], [-1, 7, 8], [-1, -1, 7]]
     decoder = told(script, [4, 9, 5, 2, 1], [9, 7, 8, 1])

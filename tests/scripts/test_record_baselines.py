@@ -79,3 +79,16 @@ def test_runs_it_is_not_for_are_named(script: ModuleType, capsys: pytest.Capture
         script.report([])
     assert script.call(script.report, ["model=lama"]) == 2
     assert capsys.readouterr().err.startswith("error: no model 'lama' (did you mean 'llama'?)")
+
+
+def test_answers_without_a_model(script: ModuleType) -> None:
+    def record(context: str, answer: str) -> dict[str, object]:
+        found = {"text": [answer] if answer else [], "answer_start": [context.index(answer)] if answer else []}
+        return {"question": "Which default?", "context": context, "answers": found}
+
+    train = [record("a : int, default=None Then.", "None"), record("b : int, default=None", "None"), record("c", "")]
+    held_out = [record("d : int, default=7 None", "7"), record("e : None", ""), record("f", "")]
+    said = script.of_questions(train, held_out)
+    exact = {name.partition(",")[0]: value for name, value in said.items() if name.endswith("exact match")}
+    told = {"no answer": 200 / 3, "the commonest that stands there": 100 / 3, "what follows 'default='": 100.0}
+    assert exact == pytest.approx(told)

@@ -84,7 +84,7 @@ def expected(student: nn.Module, teacher: nn.Module, layers: list[tuple[int, int
 class Fixed:
     """Data that is the same step for ever."""
 
-    samples_per_epoch = 1
+    steps_per_epoch = 1.0
 
     class shape:
         sequences, length = 1, 64

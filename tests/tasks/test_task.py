@@ -54,7 +54,7 @@ def task(kind: str, model: dict[str, Any], **options: Any) -> Task:
 class Fixed:
     """Data that is the same step for ever."""
 
-    samples_per_epoch = 1
+    steps_per_epoch = 1.0
 
     class shape:
         sequences, length = 1, 256

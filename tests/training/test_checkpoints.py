@@ -16,7 +16,8 @@ from training_runs import Run, in_process
 
 from mlplatform.errors import CheckpointError, RunError
 from mlplatform.training import checkpoints
-from mlplatform.training.checkpoints import FolderIO, clean, damage, folder_name, newest_whole, prune, score
+from mlplatform.training.checkpoints import clean, damage, folder_name, newest_whole, prune, score
+from mlplatform.training.saving import FolderIO
 
 OPTIONS: dict[str, Any] = {"trainer": {"ema": 0.9}, "optimizer": {"kind": "muon"}}
 

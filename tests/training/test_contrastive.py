@@ -30,6 +30,7 @@ from mlplatform.registry import Spec
 from mlplatform.tasks.retrieval import Recalls
 from mlplatform.training.engine import fit
 from mlplatform.training.progress import Lines
+from mlplatform.training.strategies import Place
 
 COLOURS = {"red": (220, 30, 30), "green": (20, 190, 60), "blue": (40, 60, 230), "white": (250, 250, 250)}
 TOWERS = [
@@ -62,7 +63,12 @@ def rows(folder: Path, count: int = 24, labels: bool = False) -> Path:
 class Pairs:
     """A small CLIP on such pictures."""
 
-    def __init__(self, folder: Path, *, micro: int = 8, labels: bool = False, **task: Any) -> None:
+    def __init__(
+        self, folder: Path, *, micro: int = 8, labels: bool = False, strategy: dict[str, Any] | None = None, **task: Any
+    ) -> None:
+        kind = "ddp" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else "single"
+        self.strategy = Spec.of(strategy or {"kind": kind}, "strategy", "strategy")
+        share = self.strategy.build().share(Place.find("cpu", 1))
         path = rows(folder, labels=labels)
         held_out = path.with_name("held_out.jsonl")
         held_out.write_text(path.read_text())
@@ -74,10 +80,9 @@ class Pairs:
         size = {"height": 8, "width": 8}
         processor = ImageProcessor({"image_processor_type": "ViTImageProcessor", "size": size})
         tools = Tools(tokenizer=words, processor=processor, length=16, classes=opened.classes)
-        rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         shape = Spec({"kind": "rows", "sequences": 16, "micro": micro, "length": 16}, "batch", "batch")
         material = RecordMaterial(source, opened, words)
-        self.data = DataModule(material, shape, self.task.examples(tools), 0, rank, world)
+        self.data = DataModule(material, shape, self.task.examples(tools), 0, share.number, share.count)
         self.task.settle(tools, self.data.records("validation"))
 
     def go(self, folder: Path, steps: int = 1, lr: float = 1.0, kind: str = "torch.optim.SGD", **trainer: Any) -> Any:
@@ -94,7 +99,6 @@ class Pairs:
             "clip_norm": None,
             "log_every": "1 steps",
         }
-        strategy = {"kind": "ddp" if trainer.get("devices") else "single"}
         fit(
             self.task,
             self.data,
@@ -103,7 +107,7 @@ class Pairs:
             ),
             optimizer=Spec.of({"_target_": kind, "lr": lr}, "optimizer", "optimizer"),
             schedule=Spec.of({"kind": "constant"}, "schedule", "schedule"),
-            strategy=Spec.of(strategy, "strategy", "strategy"),
+            strategy=self.strategy,
             seed=5,
             folder=folder,
             recorder=Recorder(),
@@ -163,7 +167,7 @@ def test_what_is_frozen_stays(tmp_path: Path, whole: Any) -> None:
 
 
 def _rank(folder: Path) -> None:
-    Pairs(folder / "rows", micro=4).go(folder / "checkpoints", devices=2)
+    Pairs(folder / f"rows{os.environ['RANK']}", micro=4).go(folder / "checkpoints", devices=2)
 
 
 @pytest.mark.distributed

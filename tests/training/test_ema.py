@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from training_runs import Run
 
 from mlplatform.errors import CheckpointError
+from mlplatform.models.share import Share
 from mlplatform.training.ema import AveragedWeights
 
 EMA = {"ema": 0.5, "validate_every": "12 steps"}
@@ -21,7 +22,7 @@ EMA = {"ema": 0.5, "validate_every": "12 steps"}
 def module(*values: float, dtype: torch.dtype = torch.float32) -> Any:
     inner = torch.nn.Linear(len(values), 1, bias=False)
     inner.weight.data = torch.tensor([values], dtype=dtype)
-    return SimpleNamespace(model=inner)
+    return SimpleNamespace(model=inner, share=Share())
 
 
 @pytest.mark.parametrize(("decay", "keeps"), [(0.2, [2 / 11, 0.2, 0.2]), (0.99, [2 / 11, 3 / 12, 4 / 13])])

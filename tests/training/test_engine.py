@@ -14,8 +14,9 @@ import torch
 from training_runs import Run
 
 from mlplatform.errors import CheckpointError, DataError, RunError
-from mlplatform.training.checkpoints import FolderIO, checkpoints, newest_whole
+from mlplatform.training.checkpoints import checkpoints, newest_whole
 from mlplatform.training.engine import Result
+from mlplatform.training.saving import FolderIO
 
 SGD = {"_target_": "torch.optim.SGD", "lr": 1.0}
 
@@ -285,7 +286,7 @@ def test_clipping_bounds_the_update_and_reports_the_norm_before(tmp_path: Path) 
 def test_recomputed_activations_change_no_bit(tmp_path: Path) -> None:
     plain = Run(tmp_path / "plain")
     plain.go()
-    recomputed = Run(tmp_path / "recomputed", trainer={"activation_checkpointing": True})
+    recomputed = Run(tmp_path / "recomputed", trainer={"activation_checkpointing": "full"})
     calls = []
     recomputed.task.model.trunk.layers[0].register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
     recomputed.go()

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_runs import Run
+from training_runs import LLAMA, Run
 
 from mlplatform.errors import SpecError
+from mlplatform.models import build
+from mlplatform.registry import merge
 from mlplatform.training import precision
 
 TABLE = [
@@ -87,3 +89,19 @@ def test_a_gpu_without_bf16_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         precision.check("bf16-mixed", "cuda")
     precision.check("fp16-mixed", "cuda")
     precision.check("bf16-mixed", "cpu")
+
+
+def test_products_in_8_bits_keep_names_and_nearly_the_numbers() -> None:
+    """torchao computes as the 8 bits of a Hopper would, in software: the conversion itself runs here."""
+    model = build(merge(LLAMA, {"trunk": {"layer": {"dropout": 0.0}}}), seed=1)
+    ids = torch.randint(0, 300, (2, 32), generator=torch.Generator().manual_seed(0))
+    names, expected = list(model.state_dict()), model(input_ids=ids, labels=ids)
+    precision.in_8_bits(model.trunk.layers, emulate=True)  # type: ignore[union-attr, arg-type]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(input_ids=ids, labels=ids)
+    found.loss.backward()
+    assert list(model.state_dict()) == names
+    assert "Float8" in type(model.trunk.layers[0].mlp.up).__name__  # type: ignore[union-attr, index]
+    gap = (found.logits.float() - expected.logits).norm() / expected.logits.norm()
+    assert 1e-4 < gap < 0.1
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

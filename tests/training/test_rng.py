@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mlplatform.models.share import Share
 from mlplatform.training.rng import Randomness, capture, restore, seed_all
 
 
@@ -21,9 +22,13 @@ def trainer(rank: int = 0, world: int = 1, step: int = 0) -> Any:
     return SimpleNamespace(global_rank=rank, world_size=world, global_step=step)
 
 
+def module(rank: int = 0, world: int = 1) -> Any:
+    return SimpleNamespace(share=Share(rank, world))
+
+
 def started(seed: int, **place: int) -> Randomness:
     randomness = Randomness(seed)
-    randomness.on_train_start(trainer(**place), None)  # type: ignore[arg-type]
+    randomness.on_train_start(trainer(**place), module(**place))  # type: ignore[arg-type]
     return randomness
 
 
@@ -66,11 +71,11 @@ def test_another_number_of_ranks_starts_new_streams() -> None:
     saved: dict[str, Any] = {}
     one = started(5)
     stepped(one)
-    one.on_save_checkpoint(trainer(), None, saved)  # type: ignore[arg-type]
+    one.on_save_checkpoint(trainer(), module(), saved)  # type: ignore[arg-type]
     same, more = Randomness(5), Randomness(5)
     for other, world in ((same, 1), (more, 2)):
         other.on_load_checkpoint(None, None, saved)  # type: ignore[arg-type]
-        other.on_train_start(trainer(world=world, step=1), None)  # type: ignore[arg-type]
+        other.on_train_start(trainer(world=world, step=1), module(world=world))  # type: ignore[arg-type]
     expected = stepped(one)
     assert stepped(same) == expected
     assert stepped(more) != expected

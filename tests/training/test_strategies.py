@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from mlplatform.cli.compose import compose_model
 from mlplatform.errors import RunError, SpecError
+from mlplatform.models import build
 from mlplatform.registry import Spec
 from mlplatform.training.engine import preflight
 from mlplatform.training.strategies import Place
@@ -49,9 +51,11 @@ def test_lengths_that_do_not_fit_are_found_before_there_is_data() -> None:
         preflight(trainer, strategy, spec("schedule", kind="cosine", warmup="10 steps"))
 
 
-def test_says_how_to_start_several_processes() -> None:
+@pytest.mark.parametrize("kind", ["ddp", "fsdp", "tp"])
+def test_says_how_to_start_several_processes(kind: str) -> None:
+    place = Place("cpu", 2)
     with pytest.raises(RunError, match=r"torchrun --nproc-per-node=2 -m mlplatform\.worker"):
-        spec("strategy", kind="ddp").build().build(Place("cpu", 2))
+        spec("strategy", kind=kind).build().build(place, spec("strategy", kind=kind).build().share(place))
 
 
 @pytest.mark.parametrize(
@@ -66,3 +70,83 @@ def test_says_how_to_start_several_processes() -> None:
 def test_lengths_that_are_none(fields: dict[str, Any], says: str) -> None:
     with pytest.raises(SpecError, match=says):
         spec("trainer", kind="trainer", **fields).build().plan(10.0)
+
+
+SIX = ("trunk.layer.attention.kv_heads=6",)
+FALCON = ["trunk.layer.attention.heads=4", "trunk.layer.attention.kv_heads=1"]
+
+
+def shell(name: str = "llama_tiny", overrides: tuple[str, ...] = ()) -> Any:
+    return build(compose_model(name, list(overrides)).check().config, device="meta")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "processes", "says"),
+    [
+        ({"kind": "fsdp"}, 1, r"trainer\.devices: strategy=fsdp divides a model .* trainer\.devices=1; set it to 2"),
+        ({"kind": "tp"}, 1, r"trainer\.devices: strategy=tp divides"),
+        ({"kind": "zero2"}, 1, r"trainer\.devices: strategy=zero2 divides .*strategy=single"),
+        ({"kind": "fsdp", "replicate": 4}, 6, r"strategy\.replicate: 4 does not divide the 6 .* may be 2, 3, 6"),
+        ({"kind": "fsdp_tp", "tensor": 3}, 4, r"strategy\.tensor: 3 does not divide the 4 processes; it may be 2, 4"),
+    ],
+)
+def test_processes_that_do_not_divide_up(strategy: dict[str, Any], processes: int, says: str) -> None:
+    with pytest.raises(SpecError, match=says):
+        spec("strategy", **strategy).build().check(Place("cpu", processes))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "processes", "model", "optimizer", "says"),
+    [
+        (
+            "tp",
+            4,
+            shell("llama_tiny", SIX),
+            {"kind": "adamw"},
+            r"attention\.heads=6 can't be divided by 4 ranks; 2 ranks would fit",
+        ),
+        ("tp", 2, shell("resnet"), {"kind": "adamw"}, r"no block of this model can be divided .* use strategy=fsdp"),
+        ("ep", 2, shell(), {"kind": "adamw"}, r"this model has none; use strategy=fsdp"),
+        ("ep", 3, shell("afmoe_tiny"), {"kind": "adamw"}, r"has 8 experts, which 3 ranks .* it may be 2, 4, 8"),
+        ("zero2", 2, shell(), {"kind": "muon"}, r"optimizer: muon reads whole matrices, .* use optimizer=adamw"),
+        ("zero1", 2, shell(), {"_target_": "torch.optim.Adafactor"}, r"optimizer: Adafactor reads whole"),
+        ("zero3", 2, shell("clip_tiny"), {"kind": "adamw"}, r"zero3 can't divide the scalar logit_scale; use zero2"),
+        ("fsdp", 2, shell(), {"kind": "adafactor"}, r"the state of adafactor can't be divided .* use adamw or muon"),
+    ],
+)
+def test_what_a_strategy_cannot_divide(
+    strategy: str, processes: int, model: Any, optimizer: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(SpecError, match=says):
+        spec("strategy", kind=strategy).build().check_model(
+            model, spec("optimizer", **optimizer), Place("cpu", processes)
+        )
+
+
+def test_numbers_a_strategy_lacks() -> None:
+    with pytest.raises(SpecError, match=r"strategy=zero3 does not train in bf16-true; take fp32 or bf16-mixed"):
+        spec("strategy", kind="zero3").build().check(Place("cpu", 2), "bf16-true")
+    trainer = spec("trainer", kind="trainer", max="1 steps", precision="fp8")
+    with pytest.raises(SpecError, match=r"trainer\.precision: fp8 needs a CUDA device of compute capability 8\.9"):
+        preflight(trainer, spec("strategy", kind="single"))
+
+
+def test_which_part_of_the_data_a_rank_reads() -> None:
+    def readers(kind: str, world: int, **fields: Any) -> list[tuple[int, int]]:
+        made = spec("strategy", kind=kind, **fields).build()
+        shares = [made.share(Place("cpu", 2, rank, world)) for rank in range(world)]
+        return [(share.number, share.count) for share in shares]
+
+    assert readers("fsdp", 2) == readers("ddp", 2) == readers("zero3", 2) == [(0, 2), (1, 2)]
+    assert readers("tp", 2) == [(0, 1), (0, 1)]
+    assert readers("fsdp_tp", 4, tensor=2) == [(0, 2), (0, 2), (1, 2), (1, 2)]
+    assert readers("fsdp", 4, replicate=2) == [(n, 4) for n in range(4)]
+
+
+def test_heads_fewer_than_ranks_are_shared() -> None:
+    from mlplatform.training.sharding.layers import check_layers
+
+    model = shell("llama_tiny", tuple(FALCON))
+    check_layers(model, 4, "tp")
+    with pytest.raises(SpecError, match=r"heads=4 can't be divided by 8 ranks; 2, 4 ranks would fit"):
+        check_layers(model, 8, "tp")

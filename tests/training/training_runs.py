@@ -23,6 +23,7 @@ from mlplatform.processors.tokenizer import Tokenizer, train
 from mlplatform.registry import Spec, merge
 from mlplatform.training.engine import Result, fit
 from mlplatform.training.progress import Lines
+from mlplatform.training.strategies import Place
 
 VOCABULARY = 300
 LLAMA: dict[str, Any] = {
@@ -106,11 +107,11 @@ class Run:
         self.task = Spec.of({"kind": task, **options.get("task_options", {})}, "task", "task").build(model=built)
         words = tokenizer("causal" if task == "causal_lm" else "masked")
         shape = {"kind": "rows", "sequences": 4, "micro": 2, "length": 32, **options.get("batch", {})}
-        rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        share = self.section("strategy", {"kind": "single"}).build().share(Place.find("cpu", 1))
         source = JSONLines(path=str(write_source(folder)), validation=0.2)
         collator = self.task.collator(words, shape["length"])
         self.data = DataModule(
-            DocumentMaterial(source, words), Spec.of(shape, "batch", "batch"), collator, 3, rank, world
+            DocumentMaterial(source, words), Spec.of(shape, "batch", "batch"), collator, 3, share.number, share.count
         )
         self.data.setup()
         self.record, self.out = Record(), io.StringIO()
@@ -153,7 +154,10 @@ def in_process(target: Callable[..., None], *arguments: Any, env: dict[str, str]
 
 
 def in_processes(
-    target: Callable[..., None], arguments: list[tuple[Any, ...]], envs: list[dict[str, str]]
+    target: Callable[..., None],
+    arguments: list[tuple[Any, ...]],
+    envs: list[dict[str, str]],
+    seconds: float = 120,
 ) -> list[int]:
     """Run several at once. They come from a server that has Lightning loaded already, so each starts in 0.1 s."""
     context = multiprocessing.get_context("forkserver")
@@ -165,7 +169,7 @@ def in_processes(
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(seconds)
         if process.is_alive():
             process.kill()
             process.join()

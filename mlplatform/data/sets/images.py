@@ -47,6 +47,35 @@ def easy_vqa(source: Path, target: Path) -> None:
         )
 
 
+COLOURS = frozenset(["black", "blue", "brown", "gray", "green", "red", "teal", "yellow"])
+SHAPES = frozenset(["circle", "rectangle", "triangle"])
+
+
+def easy_vqa_captions(source: Path, target: Path) -> None:
+    """Coloured shapes, each with a caption made of what its questions and answers say; images they don't tell of go."""
+    easy_vqa(source, target)
+    for split in ("train", "validation"):
+        told: dict[str, set[str]] = {}
+        for line in (target / f"{split}.jsonl").read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            told.setdefault(row["image"], set()).update(_true_of(row["question"], row["answer"]))
+        write(
+            target / f"{split}.jsonl",
+            (
+                {"image": image, "text": f"a {' '.join([*colour, *shape])}"}
+                for image, words in told.items()
+                if len(colour := words & COLOURS) == 1 and len(shape := words & SHAPES) == 1
+            ),
+        )
+
+
+def _true_of(question: str, answer: str) -> set[str]:
+    """Return the colours and shapes that a question and its answer say an image has."""
+    words = question.rstrip("?").split()
+    denied = answer in ("yes", "no") and (answer == "yes") == bool({"not", "no"} & set(words))
+    return set() if denied else ({*words, answer} & (COLOURS | SHAPES))
+
+
 def openmoji(source: Path, target: Path) -> None:
     """Emoji of one character as 64 x 64 pixels on white, each with its name in Unicode."""
     try:

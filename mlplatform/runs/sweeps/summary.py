@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mlplatform.runs.report.seeds import mean
 from mlplatform.runs.sweeps.space import Space
 from mlplatform.runs.sweeps.study import Outcome, Point
 from mlplatform.runs.sweeps.sweep import Sweep
@@ -33,16 +32,8 @@ def line(point: Point, outcome: Outcome, seconds: float) -> str:
 
 def shown(values: Sequence[float]) -> str:
     """Return a mean, with half of its 95% confidence interval where there are several values (Student's t)."""
-    mean = statistics.fmean(values)
-    return f"{mean:.5g}" if len(values) < 2 else f"{mean:.5g} ± {half_width(values):.2g}"
-
-
-def half_width(values: Sequence[float], confidence: float = 0.95) -> float:
-    """Return half the width of the confidence interval of a mean of several values."""
-    from scipy.stats import t
-
-    quantile = float(t.ppf(0.5 + confidence / 2, len(values) - 1))
-    return quantile * statistics.stdev(values) / math.sqrt(len(values))
+    found = mean(values)
+    return f"{found.value:.5g}" + (f" ± {found.half:.2g}" if found.half is not None else "")
 
 
 def best(rows: Sequence[Mapping[str, Any]], directions: Mapping[str, str]) -> list[Mapping[str, Any]]:

@@ -169,5 +169,4 @@ def test_the_front_of_two_metrics_and_the_interval_of_seeds() -> None:
     front = summary.best(rows, {"loss": "minimize", "rate": "maximize"})
     assert [found["trial"] for found in front] == [0, 1]
     # t(0.975, 2) = 4.3027, standard deviation 1: 4.3027 / sqrt(3)
-    assert summary.half_width([1.0, 2.0, 3.0]) == pytest.approx(2.4841, abs=1e-4)
     assert summary.shown([1.0, 2.0, 3.0]) == "2 ± 2.5"

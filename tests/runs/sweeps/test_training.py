@@ -65,24 +65,24 @@ def test_a_metric_that_never_appears_ends_the_sweep_at_once(tmp_path: Path) -> N
     assert len(read(tmp_path / "sweep")) == 1
 
 
-def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_the_command_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     fixed = [*SMALL, "data=jsonl", f"data.path={scenes(tmp_path)}", "data.validation=0.2", "experiment=search"]
     words = ["sweep", "--outputs", str(tmp_path / "outputs"), *fixed]
     assert main([*words, "model.trunk.depth=1,0"]) == 2
-    assert "model.trunk.depth" in capsys.readouterr().err
+    assert "model.trunk.depth" in capfd.readouterr().err
     assert not (tmp_path / "outputs").exists()
     assert main([*words, "--json", "optimizer.lr=1e-3,1e-2"]) == 0
-    said = capsys.readouterr()
+    said = capfd.readouterr()
     told = json.loads(said.out)
     assert [row["status"] for row in told["trials"]] == ["finished", "finished"]
     assert f"best: trial {told['best'][0]['trial']}" in said.err
     assert main([*words, "optimizer.lr=1e-3,1e-2"]) == 2
-    assert "holds a sweep already; go on with it: mlplatform sweep --continue" in capsys.readouterr().err
+    assert "holds a sweep already; go on with it: mlplatform sweep --continue" in capfd.readouterr().err
     folder = str(tmp_path / "outputs" / "search")
     assert main(["sweep", "--continue", folder, "optimizer.lr=1"]) == 2
-    assert "optimizer.lr can't change within a sweep" in capsys.readouterr().err
+    assert "optimizer.lr can't change within a sweep" in capfd.readouterr().err
     assert main(["sweep", "--continue", folder]) == 0
-    assert "2 finished" in capsys.readouterr().err
+    assert "2 finished" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -93,6 +93,7 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["seed=1,2", "sweep=grid", "sweep.seeds=2"], "the seed varies already"),
         (["sweep=tpe", "sweep.space={optimizer.lr: '1'}"], "optimizer.lr=1 is one value"),
         (["model=llama_tiny,lama"], "no model 'lama'"),
+        (["seed=1,2", "launcher=slurm"], "trials run on this machine"),
         (["--continue", "nowhere"], "no sweep there"),
     ],
 )

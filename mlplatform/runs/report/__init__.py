@@ -1,0 +1,1 @@
+"""Reports: pages of runs, one offline file each. `gather` reads the folders, `page` writes the HTML."""

@@ -1,0 +1,111 @@
+"""The mesh of a run's processes, and the model divided over it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from mlplatform.models.share import Share
+from mlplatform.training.sharding.experts import divide_experts
+from mlplatform.training.sharding.layers import divide_layers
+from mlplatform.training.sharding.parts import part_of, whole_of
+
+COPIES, SHARDS, PARTS = "copies", "shards", "parts"
+
+
+Gather = Literal["fp32", "bf16"]
+
+
+class Mesh(NamedTuple):
+    """How many copies of the model, shards of a copy, and parts of a layer; their product is the number of ranks."""
+
+    copies: int
+    shards: int
+    parts: int
+
+
+class MeshShare(Share):
+    """A model whose weights are divided over a mesh: DTensors of torch's own engines.
+
+    Neighbours along `parts` divide layers and read the same batch. The weights of each are sharded over `shards`.
+
+    Args:
+        offload, gather: as in `strategy/fsdp`. experts: each rank along `shards` holds some experts whole.
+    """
+
+    divides = True
+
+    def __init__(
+        self, sizes: Mesh, rank: int, offload: bool = False, gather: Gather = "fp32", experts: bool = False
+    ) -> None:
+        super().__init__(rank // sizes.parts, sizes.copies * sizes.shards)
+        self.sizes, self.offload, self.gather, self.experts = sizes, offload, gather, experts
+        self.mesh: DeviceMesh | None = None
+        self.apart: set[nn.Parameter] = set()
+        """What no engine averages: scalars, which can't be sharded, and vectors that only their block changes."""
+        self.held_alone: set[nn.Parameter] = set()
+        """Experts of this rank, which all ranks' tokens come to."""
+        self.divided = False
+
+    def join(self, device: str) -> DeviceMesh:
+        """Make the process groups, once all processes are there; return the mesh."""
+        # Gathering what layers and shards both divide takes two steps, whatever it warns of.
+        logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
+        self.mesh = init_device_mesh(device, tuple(self.sizes), mesh_dim_names=(COPIES, SHARDS, PARTS))
+        if self.sizes.parts > 1:
+            readers = self.mesh[COPIES, SHARDS]._flatten("readers")
+            self.group = readers.get_group()
+        return self.mesh
+
+    def divide(self, model: nn.Module) -> None:
+        """Leave this rank its part of a model: parts of layers first, then experts, then shards of what that leaves."""
+        if self.divided:
+            return
+        assert self.mesh is not None
+        self.divided = True
+        if self.sizes.parts > 1:
+            divide_layers(model, self.mesh[PARTS])
+        if self.count == 1:
+            return
+        if self.experts:
+            self.held_alone = divide_experts(model, self.mesh[SHARDS])
+        self.apart = {p for p in model.parameters() if p.ndim == 0 or (p.ndim == 1 and not p.requires_grad)}
+        mesh = self.mesh[COPIES, SHARDS] if self.sizes.copies > 1 else self.mesh[SHARDS]
+        options: dict[str, Any] = {"mesh": mesh, "ignored_params": self.apart | self.held_alone}
+        if self.gather == "bf16":
+            options["mp_policy"] = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+        if self.offload:
+            options["offload_policy"] = CPUOffloadPolicy(pin_memory=torch.cuda.is_available())
+        towers: list[Any] = [m for m in model.modules() if isinstance(getattr(m, "layers", None), nn.ModuleList)]
+        for layer in (layer for tower in towers for layer in tower.layers):
+            fully_shard(layer, **options)
+        fully_shard(model, **options)
+
+    def settle(self, model: nn.Module) -> None:
+        """Let go of weights that were gathered for a forward pass no backward pass followed."""
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+    def complete(self, model: nn.Module) -> None:
+        """Average the gradients of what FSDP leaves alone."""
+        for parameter in self.apart:
+            if parameter.grad is not None:
+                dist.all_reduce(parameter.grad, group=self.group)
+        for parameter in self.apart | self.held_alone:
+            if parameter.grad is not None:
+                parameter.grad /= self.count
+
+    def whole(self, parameter: Tensor, part: Tensor) -> Tensor:
+        """Return all of a tensor of which each rank has a part."""
+        return whole_of(part)
+
+    def part(self, parameter: Tensor, whole: Tensor) -> Tensor:
+        """Return this rank's part of a tensor."""
+        return part_of(parameter, whole)

@@ -1,0 +1,65 @@
+"""Lightning's strategy for a model on a mesh. Its checkpoints hold whole tensors, so any strategy reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from torch.optim import Optimizer
+
+from mlplatform.training.sharding.mesh import MeshShare
+from mlplatform.training.sharding.parts import part_of, whole_of
+from mlplatform.training.sharding.states import divided_state, whole_state
+
+
+class MeshStrategy(ModelParallelStrategy):
+    """FSDP2, tensor parallelism and experts, as the share says; on CUDA and on CPUs.
+
+    Args:
+        backend: what the processes talk through.
+    """
+
+    def __init__(self, share: MeshShare, backend: str) -> None:
+        super().__init__(share.count, share.sizes.parts, process_group_backend=backend)
+        self.share = share
+
+    def setup_environment(self) -> None:
+        self._setup_distributed()
+        self._device_mesh = self.share.join(self.root_device.type)
+
+    def model_to_device(self) -> None:
+        if not self.share.offload:
+            super().model_to_device()
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        return True
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Return all weights, gathered on every rank's CPU: the collective is one, and rank 0 writes."""
+        module: Any = self.lightning_module
+        self.share.settle(module.model)
+        return {name: whole_of(tensor).cpu() for name, tensor in module.state_dict().items()}
+
+    @torch.no_grad()
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        module: Any = self.lightning_module
+        own = module.state_dict(keep_vars=True)
+        for name, whole in checkpoint["state_dict"].items():
+            own[name].copy_(part_of(own[name], whole))
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        module: Any = self.lightning_module
+        return whole_state(getattr(optimizer, "_optimizer", optimizer), module.model)
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            optimizer.load_state_dict(divided_state(optimizer, state))
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        Strategy.save_checkpoint(self, checkpoint, filepath)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        return Strategy.load_checkpoint(self, checkpoint_path, weights_only)

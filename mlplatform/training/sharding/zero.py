@@ -1,0 +1,276 @@
+"""ZeRO by DeepSpeed, on CUDA and on CPUs. Its checkpoints hold whole tensors, so any strategy reads them.
+
+DeepSpeed's engine drives the model alone, not the task around it: a step of ours is several passes of the model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.seed import reset_seed
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from mlplatform.models.share import Share
+from mlplatform.training.sharding.states import by_name, regrouped
+
+
+class ZeroShare(Share):
+    """Weights, gradients or moments in DeepSpeed's flat pieces, by stage; it clips, and says the norm afterwards."""
+
+    clips = False
+    engine: Any = None
+
+    @property
+    def divides(self) -> bool:  # type: ignore[override]
+        """Whether a rank holds but a part of the weights."""
+        return self.engine is not None and self.engine.zero_optimization_stage() == 3
+
+    def clip(self, parameters: list[nn.Parameter], limit: float | None) -> None:
+        """Leave it to the engine's own step, which was told the limit."""
+
+    def norm(self) -> Tensor:
+        """Return the norm the gradient had in the last step, before clipping."""
+        return torch.as_tensor(self.engine.get_global_grad_norm(), dtype=torch.float64)
+
+    def changed(self, parameter: nn.Parameter) -> None:
+        """Take note of a weight that its block changed by itself: where weights are in pieces, change this rank's."""
+        if hasattr(parameter, "ds_tensor"):
+            piece: Any = parameter.ds_tensor
+            flat = parameter.detach().flatten()
+            start = piece.ds_numel * self.number
+            own = flat[start : start + piece.ds_numel]
+            piece.data[: own.numel()].copy_(own)
+
+    def shape(self, parameter: Any) -> torch.Size:
+        """Return the shape of a whole parameter."""
+        return getattr(parameter, "ds_shape", parameter.shape)
+
+
+class ZeroStrategy(DeepSpeedStrategy):
+    """Lightning's strategy, which also runs on CPUs and gives the engine the model of the task.
+
+    Args:
+        stage: what is divided: 1 moments, 2 gradients too, 3 weights too.
+        options: more of DeepSpeed's `zero_optimization`.
+        clip_norm: largest norm of the gradient.
+    """
+
+    def __init__(self, share: ZeroShare, backend: str, options: Mapping[str, Any], clip_norm: float | None) -> None:
+        config = {
+            "zero_optimization": dict(options),
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "gradient_clipping": clip_norm or 0.0,
+            "train_micro_batch_size_per_gpu": 1,
+            "steps_per_print": 2**31,
+        }
+        super().__init__(config=config, process_group_backend=backend, logging_level=logging.ERROR)
+        self.share = share
+
+    def setup_environment(self) -> None:
+        """Skip Lightning's refusal of everything but CUDA."""
+        DDPStrategy.setup_environment(self)  # type: ignore[arg-type]
+
+    def setup_distributed(self) -> None:
+        """Join the other processes."""
+        if self.root_device.type != "cpu":
+            return super().setup_distributed()
+        import deepspeed
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # plain gloo: nothing is compiled
+        reset_seed()
+        self.set_world_ranks()
+        self._init_deepspeed_distributed()
+
+    @property
+    def root_device(self) -> torch.device:
+        device = DDPStrategy.root_device.fget(self)  # type: ignore[attr-defined]
+        return torch.device("cpu", 0) if device.type == "cpu" else device  # the engine wants a number
+
+    @contextlib.contextmanager
+    def model_sharded_context(self) -> Iterator[None]:
+        yield
+
+    def _setup_model_and_optimizer(self, model: Any, optimizer: Any, lr_scheduler: Any = None) -> tuple[Any, Any]:
+        for child in model.children():
+            if child is not model.model:
+                child.to(self.root_device)
+        with _without_scalars(model.model):
+            engine, optimizer = super()._setup_model_and_optimizer(model.model, optimizer, lr_scheduler)
+        self.share.engine = engine
+        _gather_small(optimizer)
+        return engine, optimizer
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        return self.lightning_module.training_step(*args, **kwargs)  # type: ignore[union-attr]
+
+    def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:
+        engine: Any = self.deepspeed_engine  # what a call of the engine, instead of the model, would prepare:
+        engine.optimizer.clear_backward_seen_flag()  # whether gradients are added to earlier ones of the step
+        engine._backward_prologue()
+        return super().backward(closure_loss, optimizer, *args, **kwargs)
+
+    @contextlib.contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Add gradients up: another micro-batch of the step follows."""
+        self.deepspeed_engine.set_gradient_accumulation_boundary(False)
+        yield
+        self.deepspeed_engine.set_gradient_accumulation_boundary(True)
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        return True
+
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        module: Any = self.lightning_module
+        return dict(module.model.named_parameters())
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Return all weights, those that train in fp32, gathered on every rank."""
+        from deepspeed.runtime.zero import GatheredParameters
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        module: Any = self.lightning_module
+        found = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith("model.")}
+        parameters = self._parameters()
+        for name, tensor in module.model.state_dict().items():
+            p = parameters.get(name)
+            if p is None:
+                found[f"model.{name}"] = tensor
+            elif p.requires_grad:
+                found[f"model.{name}"] = _cpu(safe_get_full_fp32_param(p))
+            else:
+                with GatheredParameters([p]):
+                    found[f"model.{name}"] = p.detach().cpu().clone()
+        _gather_small(self.optimizers[0])
+        return found
+
+    @torch.no_grad()
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        from deepspeed.runtime.zero import GatheredParameters
+
+        module: Any = self.lightning_module
+        own = module.state_dict(keep_vars=True)
+        for name, whole in checkpoint["state_dict"].items():
+            whole = whole.to(self.root_device)
+            if isinstance(own[name], nn.Parameter) and hasattr(own[name], "ds_id"):
+                with GatheredParameters([own[name]], modifier_rank=0):
+                    own[name].data.copy_(whole)
+            else:
+                own[name].data.copy_(whole)
+            if own[name].requires_grad:
+                _put(own[name], whole.float())
+        _gather_small(self.optimizers[0])
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        """Return the state as one process would have it. All ranks call it."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        base, parameters = _base(optimizer), self._parameters()
+        _link(optimizer)
+        entries: dict[str, dict[str, Any]] = {}
+        for group, flats in zip(base.param_groups, _flats(optimizer), strict=True):
+            held = base.state.get(flats[0], {})
+            for name in group["param_names"] if held else ():
+                entries[name] = {
+                    key: _cpu(safe_get_full_optimizer_state(parameters[name], key)) if _flat(value) else deepcopy(value)
+                    for key, value in held.items()
+                }
+        groups = [{key: value for key, value in group.items() if key != "params"} for group in base.param_groups]
+        return regrouped(groups, entries, list(parameters))
+
+    @torch.no_grad()
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        [optimizer], [state] = self.optimizers, checkpoint["optimizer_states"]
+        base, parameters = _base(optimizer), self._parameters()
+        entries = by_name(state)
+        options = {name: group for group in state["param_groups"] for name in group["param_names"]}
+        for group, flats in zip(base.param_groups, _flats(optimizer), strict=True):
+            saved, first = options[group["param_names"][0]], entries.get(group["param_names"][0], {})
+            group.update({key: value for key, value in saved.items() if key not in ("params", "param_names")})
+            for flat in flats:
+                base.state[flat] = {k: torch.zeros_like(flat) if _flat(v) else deepcopy(v) for k, v in first.items()}
+        _link(optimizer)
+        for name, entry in entries.items():
+            for key, value in entry.items():
+                if _flat(value):
+                    _put(parameters[name], value.float().to(self.root_device), key)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        Strategy.save_checkpoint(self, checkpoint, filepath)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
+
+
+def _put(parameter: Any, whole: Tensor, key: str | None = None) -> None:
+    """Give this rank its piece of a weight kept in fp32, or of one of its moments.
+
+    As DeepSpeed's `safe_set_full_*`, which at stage 3 can't take a number of weights that ranks don't divide.
+    """
+    if not hasattr(parameter, "ds_id"):
+        return parameter.set_full_hp_param(whole, key)
+    held = parameter._z3_optimizer
+    piece, _ = held._get_fp32_opt_state_partition(parameter, release_swap_buffers=False, optim_state_key=key)
+    start = piece.numel() * held._get_param_partition_rank(parameter)
+    own = whole.flatten()[start : start + piece.numel()]
+    piece.data[: own.numel()].copy_(own)
+
+
+def _gather_small(optimizer: Any) -> None:
+    """At stage 3, have the weights that stay whole at hand: some are read between passes of the model."""
+    small = getattr(getattr(optimizer, "_optimizer", optimizer), "persistent_parameters", [])
+    missing = [p for p in small if p.ds_status.name == "NOT_AVAILABLE"]
+    if missing:
+        missing[0].all_gather(missing)
+
+
+@contextlib.contextmanager
+def _without_scalars(model: nn.Module) -> Iterator[None]:
+    """Show DeepSpeed vectors of one number where a model has scalars, which it can't send between ranks."""
+    scalars: list[Any] = [p for p in model.parameters() if p.ndim == 0]
+    for p in scalars:
+        p.data = p.data.view(1)
+    yield
+    for p in scalars:
+        p.data = p.data.view(())
+
+
+def _cpu(tensor: Any) -> Tensor:
+    return tensor.cpu()
+
+
+def _flat(value: Any) -> bool:
+    """Whether an entry of an optimizer's state has a number for each weight."""
+    return isinstance(value, Tensor) and value.ndim > 0
+
+
+def _base(optimizer: Any) -> Optimizer:
+    """Return torch's optimizer within DeepSpeed's."""
+    return getattr(optimizer, "_optimizer", optimizer).optimizer
+
+
+def _link(optimizer: Any) -> None:
+    """Let weights know the moments of their pieces: DeepSpeed does so once, after the step of the first group alone."""
+    held = getattr(optimizer, "_optimizer", optimizer)
+    if hasattr(held, "_hp_optimizer_states_linked"):  # stages 1 and 2
+        held._hp_optimizer_states_linked = False
+        held._lazy_init_hp_params_optimizer_state()
+
+
+def _flats(optimizer: Any) -> list[list[Tensor]]:
+    """Return, for each group of an optimizer, the flat pieces this rank steps."""
+    held = getattr(optimizer, "_optimizer", optimizer)
+    if hasattr(held, "fp32_partitioned_groups_flat"):  # stage 3: several pieces to a group
+        flats: list[list[Tensor]] = [[] for _ in held.optimizer.param_groups]
+        for number, flat in enumerate(held.fp32_partitioned_groups_flat):
+            flats[held.sub_group_to_group_id[number]].append(flat)
+        return flats
+    return [[flat] for flat in held.single_partition_of_fp32_groups]

@@ -1,0 +1,61 @@
+"""Where a process stands among those of its run."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment, TorchElasticEnvironment
+
+from mlplatform.errors import SpecError
+
+Accelerator = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process stands: its device type, devices of this machine, and ranks of the whole run."""
+
+    device: str
+    devices: int
+    rank: int = 0
+    world: int = 1
+
+    @classmethod
+    def find(cls, accelerator: Accelerator, devices: int) -> Place:
+        """Read the environment.
+
+        Args:
+            accelerator: `auto` takes CUDA where there is some. devices: processes on this machine, one device each.
+
+        Raises:
+            SpecError: this machine has no such device, or not so many.
+        """
+        device = accelerator
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        there = torch.cuda.device_count() if device == "cuda" else os.cpu_count() or 1
+        if there == 0:
+            raise SpecError(problems=[("trainer.accelerator", "this machine has no CUDA device; use cpu or auto")])
+        if devices > there:
+            what = "CUDA device(s)" if device == "cuda" else "CPU core(s)"
+            told = f"{devices} are asked for and this machine has {there} {what}; use {there} or less"
+            raise SpecError(problems=[("trainer.devices", told)])
+        return cls(device, devices, int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+
+    @property
+    def processes(self) -> int:
+        """How many processes the run has, or will have once they are started."""
+        return max(self.world, self.devices)
+
+    @property
+    def environment(self) -> ClusterEnvironment:
+        """Lightning's view of who started this process."""
+        return TorchElasticEnvironment() if "RANK" in os.environ else LightningEnvironment()
+
+    @property
+    def backend(self) -> str:
+        """What the processes talk through."""
+        return "nccl" if self.device == "cuda" else "gloo"

@@ -1,0 +1,95 @@
+"""Every process holds the whole model: one device, and data-parallel ranks."""
+
+from __future__ import annotations
+
+from lightning.pytorch.plugins import Precision
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from torch import device, nn
+
+from mlplatform.errors import RunError, SpecError
+from mlplatform.models.share import Share
+from mlplatform.registry import Spec, block
+from mlplatform.training import precision
+from mlplatform.training.precision import PrecisionName
+from mlplatform.training.strategies.place import Place
+
+
+class Arrangement:
+    """What all strategies share: how processes divide the data and the model, and what they refuse.
+
+    Attributes:
+        precisions: those it can train in, where the device can.
+        averages: whether an average of the weights can be kept beside them.
+        leaves_out: whether a step whose loss is not finite can be left out; an engine that clips as it steps can't.
+    """
+
+    kind: str
+    averages = True
+    leaves_out = True
+    precisions: tuple[PrecisionName, ...] = ("fp32", "bf16-mixed", "bf16-true", "fp16-mixed", "fp8")
+
+    def check(self, place: Place, number: PrecisionName = "fp32") -> None:
+        """Raise SpecError when a run of those processes can't be arranged so, or not in that precision."""
+        if number not in self.precisions:
+            told = f"strategy={self.kind} does not train in {number}; take {' or '.join(self.precisions)}"
+            raise SpecError(problems=[("trainer.precision", told)])
+
+    def check_model(self, model: nn.Module, optimizer: Spec, place: Place) -> None:
+        """Raise SpecError when the model or the optimizer can't be divided so. The model is one on the meta device."""
+
+    def share(self, place: Place) -> Share:
+        """Return which part of each batch and of the model is this process's."""
+        return Share(place.rank, place.processes)
+
+    def plugin(self, number: PrecisionName, device: str) -> Precision:
+        """Return Lightning's precision plugin."""
+        return precision.plugin(number, device)
+
+    def build(self, place: Place, share: Share, clip_norm: float | None = None) -> Strategy:
+        """Return Lightning's strategy."""
+        raise NotImplementedError
+
+
+def started(place: Place) -> None:
+    """Raise RunError when several devices are asked for and nobody started their processes."""
+    if place.devices > 1 and place.world == 1:
+        told = f"trainer.devices={place.devices} and this is the only process; start one for each device"
+        command = f"torchrun --nproc-per-node={place.devices} -m mlplatform.worker RUN_FOLDER"
+        raise RunError(f"{told}: {command}")
+
+
+@block("strategy/single")
+class Single(Arrangement):
+    """One process, one device."""
+
+    def __init__(self) -> None:
+        pass
+
+    def check(self, place: Place, number: PrecisionName = "fp32") -> None:
+        """Raise SpecError when the run has more than one device."""
+        super().check(place, number)
+        if place.processes > 1:
+            told = f"strategy=single runs on one device and trainer.devices={place.devices}; use strategy=ddp"
+            raise SpecError(problems=[("trainer.devices", told)])
+
+    def build(self, place: Place, share: Share, clip_norm: float | None = None) -> Strategy:
+        """Return Lightning's strategy."""
+        self.check(place)
+        return SingleDeviceStrategy(device("cuda", 0) if place.device == "cuda" else device("cpu"))
+
+
+@block("strategy/ddp")
+class DDP(Arrangement):
+    """Every rank holds the whole model; gradients are averaged. arXiv:2006.15704
+
+    Args:
+        find_unused_parameters: needed when some parameters take no part in a step; costs a pass over the graph.
+    """
+
+    def __init__(self, *, find_unused_parameters: bool = False) -> None:
+        self.find_unused_parameters = find_unused_parameters
+
+    def build(self, place: Place, share: Share, clip_norm: float | None = None) -> Strategy:
+        """Return Lightning's strategy. Raises RunError when several devices are asked for and nobody started them."""
+        started(place)
+        return DDPStrategy(process_group_backend=place.backend, find_unused_parameters=self.find_unused_parameters)

@@ -1,0 +1,162 @@
+"""A model divided among devices by torch's own engines: FSDP2 (`fully_shard`), DTensors for layers and experts."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from lightning.pytorch.strategies import Strategy
+from torch import nn
+
+from mlplatform.blocks.moe import mixtures
+from mlplatform.errors import SpecError, listing
+from mlplatform.models.share import Share
+from mlplatform.registry import Positive, Spec, block
+from mlplatform.training.precision import PrecisionName
+from mlplatform.training.sharding.layers import check_layers
+from mlplatform.training.sharding.mesh import Mesh, MeshShare
+from mlplatform.training.sharding.strategy import MeshStrategy
+from mlplatform.training.strategies.place import Place
+from mlplatform.training.strategies.replicated import Arrangement, started
+
+ELEMENTWISE = ("Adam", "AdamW", "SGD", "RMSprop", "Adagrad", "Adamax", "NAdam", "RAdam", "Rprop", "ASGD", "Adadelta")
+"""Optimizers of torch.optim whose state is one number for each weight."""
+
+
+class Sharded(Arrangement):
+    """What the strategies of this file share. `offload` and `gather` are FSDP's."""
+
+    precisions: tuple[PrecisionName, ...] = ("fp32", "bf16-mixed", "bf16-true", "fp8")
+    """No fp16: torch's loss scaling can't look at gradients of which some are divided and some are not."""
+    offload = False
+    gather: Literal["fp32", "bf16"] = "fp32"
+    experts_divided = False
+
+    def sizes(self, processes: int) -> Mesh:
+        """Return the mesh of that many processes. Raises SpecError when they don't divide up."""
+        raise NotImplementedError
+
+    def check(self, place: Place, number: PrecisionName = "fp32") -> None:
+        """Raise SpecError for one device, or for a number of devices the mesh doesn't multiply to."""
+        super().check(place, number)
+        if place.processes == 1:
+            told = f"strategy={self.kind} divides a model among devices and trainer.devices=1; set it to 2 or more"
+            raise SpecError(problems=[("trainer.devices", f"{told}, or use strategy=single")])
+        self.sizes(place.processes)
+
+    def check_model(self, model: nn.Module, optimizer: Spec, place: Place) -> None:
+        """Raise SpecError when the optimizer's state, or a block the strategy divides, can't be divided."""
+        name = optimizer.data.get("_target_", optimizer.kind).rpartition(".")[2]
+        if name not in ("adamw", "muon", *ELEMENTWISE):
+            told = f"the state of {name} can't be divided among ranks; use adamw or muon, or strategy=ddp"
+            raise SpecError(problems=[("optimizer", told)])
+        if (size := self.sizes(place.processes).parts) > 1:
+            check_layers(model, size, self.kind)
+
+    def share(self, place: Place) -> Share:
+        """Return which part of each batch and of the model is this process's."""
+        return MeshShare(self.sizes(place.processes), place.rank, self.offload, self.gather, self.experts_divided)
+
+    def build(self, place: Place, share: Share, clip_norm: float | None = None) -> Strategy:
+        """Return Lightning's strategy. Raises RunError when nobody started the processes."""
+        started(place)
+        assert isinstance(share, MeshShare)
+        return MeshStrategy(share, place.backend)
+
+
+def divided(key: str, size: int, processes: int) -> int:
+    """Return how often a size goes into the processes. Raises SpecError when it doesn't, naming those that do."""
+    if processes % size:
+        fits = listing(n for n in range(2, processes + 1) if processes % n == 0)
+        raise SpecError(problems=[(key, f"{size} does not divide the {processes} processes; it may be {fits}")])
+    return processes // size
+
+
+@block("strategy/fsdp")
+class FSDP(Sharded):
+    """Each rank holds a part of every weight, gradient and moment; layers are gathered as they compute (FSDP2).
+
+    arXiv:2304.11277
+
+    Args:
+        replicate: copies of the sharded model, each on an equal part of the ranks (hybrid sharding): weights travel
+            within a copy, gradients between copies too. 1 shards over all ranks.
+        offload: weights, gradients and moments lie in the machine's memory and come to the device layer by layer.
+        gather: the type weights travel and compute in. bf16 halves the traffic; gradients are summed in fp32.
+    """
+
+    def __init__(
+        self, *, replicate: Positive = 1, offload: bool = False, gather: Literal["fp32", "bf16"] = "fp32"
+    ) -> None:
+        self.replicate, self.offload, self.gather = replicate, offload, gather
+
+    def sizes(self, processes: int) -> Mesh:
+        """Return the mesh: copies by shards."""
+        return Mesh(self.replicate, divided("strategy.replicate", self.replicate, processes), 1)
+
+
+@block("strategy/tp")
+class TensorParallel(Sharded):
+    """Every layer is divided among all ranks, which read the same batch: attention by heads, MLPs by their width.
+
+    What can't be divided (norms, tables, heads) is held whole by each. arXiv:1909.08053
+    """
+
+    def __init__(self) -> None:
+        pass
+
+    precisions: tuple[PrecisionName, ...] = ("fp32", "bf16-mixed", "bf16-true")
+
+    def sizes(self, processes: int) -> Mesh:
+        """Return the mesh: one row."""
+        return Mesh(1, 1, processes)
+
+
+@block("strategy/fsdp_tp")
+class FSDPTensorParallel(Sharded):
+    """Both, on a mesh: layers divided among `tensor` neighbours, and what each of them holds sharded over the rest.
+
+    Args:
+        tensor: ranks that divide a layer among them; best those of one machine.
+        offload, gather: as in `fsdp`.
+    """
+
+    def __init__(
+        self, *, tensor: Positive = 2, offload: bool = False, gather: Literal["fp32", "bf16"] = "fp32"
+    ) -> None:
+        self.tensor, self.offload, self.gather = tensor, offload, gather
+
+    precisions: tuple[PrecisionName, ...] = ("fp32", "bf16-mixed", "bf16-true")
+
+    def sizes(self, processes: int) -> Mesh:
+        """Return the mesh: shards by parts of a layer."""
+        return Mesh(1, divided("strategy.tensor", self.tensor, processes), self.tensor)
+
+
+@block("strategy/ep")
+class ExpertParallel(Sharded):
+    """Each rank holds some of the experts of every mixture, and tokens travel to them; the rest as with `fsdp`.
+
+    arXiv:2006.16668
+    """
+
+    experts_divided = True
+
+    def __init__(self) -> None:
+        pass
+
+    def sizes(self, processes: int) -> Mesh:
+        """Return the mesh: one row of shards."""
+        return Mesh(1, processes, 1)
+
+    def check_model(self, model: nn.Module, optimizer: Spec, place: Place) -> None:
+        """Raise SpecError for a model without experts, or with a number of them the ranks don't divide."""
+        super().check_model(model, optimizer, place)
+        found = {name: len(moe.experts.gate) for name, moe in mixtures(model)}
+        if not found:
+            told = "strategy=ep divides experts among ranks and this model has none"
+            raise SpecError(problems=[("strategy", f"{told}; use strategy=fsdp, or a model such as model=afmoe_tiny")])
+        for name, experts in found.items():
+            if experts % place.processes:
+                fits = listing(n for n in range(2, experts + 1) if experts % n == 0)
+                told = f"{name} has {experts} experts, which {place.processes} ranks don't divide"
+                raise SpecError(problems=[("trainer.devices", f"{told}; it may be {fits}")])

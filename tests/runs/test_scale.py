@@ -1,0 +1,53 @@
+"""`mlplatform train strategy=... trainer.devices=2`, from the command line to a resumed run under another strategy."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_runs import SMALL, curves, scenes
+
+from mlplatform.runs import record
+from mlplatform.runs.folder import runs_in
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
+
+def mlplatform(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mlplatform.cli.main", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "then"),
+    [("fsdp", ["strategy.kind=tp"]), ("zero3", ["strategy.kind=single", "trainer.devices=1"])],
+)
+def test_trains_with_two_devices_and_goes_on_under_another_strategy(
+    tmp_path: Path, strategy: str, then: list[str]
+) -> None:
+    data = ["data=jsonl", f"data.path={scenes(tmp_path)}", "data.validation=0.2", f"outputs={tmp_path / 'outputs'}"]
+    small = [*SMALL, *data, "optimizer=adamw", "model.trunk.layer.dropout=0"]
+    said = mlplatform("train", *small, f"strategy={strategy}", "trainer.devices=2")
+    assert said.returncode == 0, said.stderr
+    [folder] = runs_in(tmp_path / "outputs")
+    assert (record.read(folder)["status"], record.read(folder)["steps"]) == ("finished", 8)
+    assert list((folder / "samples").iterdir())
+    said = mlplatform("resume", str(folder), "trainer.max='12 steps'", *then)
+    assert said.returncode == 0, said.stderr
+    assert record.read(folder)["steps"] == 12
+    alone = mlplatform("train", *small, "trainer.max='12 steps'", "experiment=alone")
+    assert alone.returncode == 0, alone.stderr
+    [other] = [run for run in runs_in(tmp_path / "outputs") if run != folder]
+    # The rate's course is over eight steps at first and twelve afterwards; the first step is the same.
+    assert curves(folder)[0]["train/loss"] == pytest.approx(curves(other)[0]["train/loss"], rel=1e-5)
+
+
+def test_what_does_not_fit_is_one_line_before_any_process_starts(tmp_path: Path) -> None:
+    data = ["data=jsonl", f"data.path={scenes(tmp_path)}", "data.validation=0.2", f"outputs={tmp_path / 'outputs'}"]
+    said = mlplatform("train", *SMALL, *data, "strategy=zero2", "trainer.devices=2")
+    assert said.returncode == 2
+    assert said.stderr.count("\n") == 1
+    assert "optimizer: muon reads whole matrices" in said.stderr
+    assert not (tmp_path / "outputs").exists()

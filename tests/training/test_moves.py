@@ -1,0 +1,77 @@
+"""A run goes on under another strategy and with another number of processes, exactly."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import equivalence
+import pytest
+import torch
+from equivalence import Cell, curve, go, machines, together
+from safetensors.torch import load_file
+from training_runs import in_processes
+
+pytestmark = pytest.mark.distributed
+
+STAGES: list[tuple[dict[str, Any], int]] = [
+    ({"kind": "fsdp"}, 2),
+    ({"kind": "tp"}, 2),
+    ({"kind": "single"}, 1),
+    ({"kind": "zero3", "keep": 100}, 2),
+    ({"kind": "fsdp_tp", "tensor": 2}, 4),
+    ({"kind": "zero1"}, 2),
+]
+EACH = 3
+WHOLE = EACH * len(STAGES)
+
+
+def stage(folder: Path, cell: Cell) -> None:
+    """Go on with a cell, as one rank: write down at once what was loaded, then train."""
+    make = equivalence.make
+
+    def saving(*arguments: Any) -> Any:
+        made = make(*arguments)
+        if cell.resume:
+            loaded = folder / "loaded" / Path(cell.resume).name
+            made.task.on_train_start = lambda: made.task.trainer.save_checkpoint(loaded)
+        return made
+
+    equivalence.make = saving
+    logged, result = go(folder, cell, folder / f"rows{os.environ.get('RANK', 0)}")
+    if os.environ.get("RANK", "0") == "0":
+        (folder / "said.json").write_text(json.dumps({"rows": logged, "checkpoint": str(result.checkpoint)}))
+
+
+def same_files(one: Path, other: Path) -> None:
+    for name in ("model", "optimizer"):
+        first, second = (load_file(folder / f"{name}.safetensors") for folder in (one, other))
+        assert first.keys() == second.keys(), name
+        for key, tensor in first.items():
+            assert torch.equal(tensor, second[key]), (name, key)
+    states = [json.loads((folder / "state.json").read_text()) for folder in (one, other)]
+    for key in states[0].keys() - {"rng", "loops", "callbacks"}:
+        assert states[0][key] == states[1][key], key
+    if len(states[0]["rng"]) == len(states[1]["rng"]):
+        assert states[0]["rng"] == states[1]["rng"]
+
+
+def test_a_run_moves_from_strategy_to_strategy(tmp_path: Path) -> None:
+    model = "afmoe"
+    options: dict[str, Any] = {"steps": WHOLE, "trainer": {"validate_every": None}}
+    [whole] = together(tmp_path / "whole", 1, [Cell(model, {"kind": "single"}, **options)])
+    checkpoint, losses = "", []
+    for number, (strategy, world) in enumerate(STAGES, start=1):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        cell = Cell(model, strategy, resume=checkpoint, stop=number * EACH, **options)
+        codes = in_processes(stage, [(folder, cell)] * world, machines(world) if world > 1 else [{}], 400)
+        assert codes == [0] * world, strategy
+        said = json.loads((folder / "said.json").read_text())
+        losses += curve(said)
+        if checkpoint:
+            same_files(folder / "loaded" / Path(checkpoint).name, Path(checkpoint))
+        checkpoint = said["checkpoint"]
+    assert losses == pytest.approx(curve(whole), rel=1e-5)
