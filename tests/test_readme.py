@@ -52,3 +52,8 @@ def test_recipes_say_how_they_were_run() -> None:
         for word in ("command", "machine", "result", "baseline"):
             assert re.search(rf"^#\s+{word}\s+\S", head, re.MULTILINE), f"{path.name}: no {word}"
         compose("train", [f"recipes={path.stem}"]).check()
+
+
+def test_every_recipe_is_told_of() -> None:
+    named = set(re.findall(r"`(\w+)`", (TOP / "docs" / "recipes.md").read_text(encoding="utf-8")))
+    assert {path.stem for path in (TOP / "recipes").glob("*.yaml")} <= named
