@@ -32,5 +32,11 @@ def blip_captions(folder: Path) -> list[str]:
     return [*_data(folder, lambda colour: {"text": f"a {colour} wall"}), *SEES, *writes]
 
 
-MINIATURES: dict[str, Callable[[Path], list[str]]] = {made.__name__: made for made in (blip_captions,)}
+def llava_vqa(folder: Path) -> list[str]:
+    writes = [f"model.language.trunk.{size}" for size in (*SIZES, "layer.attention.kv_heads=1")]
+    asked = _data(folder, lambda colour: {"question": "what color is it?", "answer": colour})
+    return [*asked, *SEES, *writes]
+
+
+MINIATURES: dict[str, Callable[[Path], list[str]]] = {made.__name__: made for made in (blip_captions, llava_vqa)}
 """Recipe -> what writes its miniature's data into a folder and returns the overrides that shrink it."""
