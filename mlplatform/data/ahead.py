@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
+READER = "reads ahead"
+"""The name of the thread."""
 LOOK = 0.1
 """Seconds after which a thread with a finished item looks whether anybody still wants it."""
 
@@ -44,7 +46,7 @@ def one_ahead(items: Iterable[T]) -> Iterator[T]:
         except BaseException as error:
             put(_Raised(error))
 
-    threading.Thread(target=work, name="reads ahead", daemon=True).start()
+    threading.Thread(target=work, name=READER, daemon=True).start()
     try:
         while True:
             item = made.get()

@@ -17,7 +17,6 @@ from mlplatform.data.collate import IGNORED, Batch, Row, trained_share
 from mlplatform.data.examples import RecordRows, Tools
 from mlplatform.data.fields import Field, Picture, Sound
 from mlplatform.data.module import DataModule
-from mlplatform.data.order import GlobalBatches
 from mlplatform.data.pictures import picture
 from mlplatform.data.records import Record
 from mlplatform.data.sound import read
@@ -72,35 +71,41 @@ def preview(data: DataModule, count: int = 3) -> Iterator[list[Stretch]]:
         trained_share(batch)
     kinds = batch["document_ids"] if "document_ids" in batch else batch["attention_mask"]
     for ids, labels, documents in zip(batch["input_ids"].numpy(), batch["labels"].numpy(), kinds.numpy(), strict=True):
-        if apart:  # a decoder's: a document of their own, after the input
-            trained = np.concatenate([np.zeros(len(ids), bool), labels != IGNORED])
-            yield stretches(
-                data.tokenizer,
-                np.concatenate([ids, labels]),
-                trained,
-                np.concatenate([documents, 2 * trained[len(ids) :]]),
-            )
+        if apart:
+            yield written_after(data.tokenizer, ids, labels, documents)
         else:
             yield stretches(data.tokenizer, ids, labels != IGNORED, documents)
+
+
+def written_after(
+    tokenizer: Tokenizer, ids: NDArray[np.int64], labels: NDArray[np.int64], documents: NDArray[np.int64]
+) -> list[Stretch]:
+    """Return what a decoder writes about an input, as a document of its own after it."""
+    trained = np.concatenate([np.zeros(len(ids), bool), labels != IGNORED])
+    after = np.concatenate([documents, 2 * trained[len(ids) :]])
+    return stretches(tokenizer, np.concatenate([ids, labels]), trained, after)
 
 
 def samples(data: DataModule, tools: Tools, count: int = 3) -> Iterator[Sample]:
     """Yield the first rows of training on records: what each is made of, and what the model gets of it."""
     rows = data.train_rows
     assert isinstance(rows, RecordRows)
-    first = next(iter(GlobalBatches(len(rows), min(count, len(rows)), data.seed, 0, 1)))
+    first = data.order.samples(0, min(count, len(rows)))
     for number, epoch in ((one.number or 0, one.epoch) for one in first):
         record = rows.at(number)
         batch = data.collator([Row(rows.row(number, data.seed, epoch), data.seed, epoch, number)])
         fields = rows.records.shaping.reads.fields  # type: ignore[attr-defined]
         told = [f"{name}: {said(record[name], kind)}" for name, kind in fields.items() if name in record.values]
         labels, ids = batch.get("labels"), batch.get("input_ids")
-        masked = labels is not None and ids is not None and labels.shape == ids.shape
-        yield Sample(record, told, _row(batch, data.tokenizer, masked), masked, _picture(batch, tools))
+        apart = getattr(data.collator, "labels_apart", False)
+        masked = labels is not None and ids is not None and (apart or labels.shape == ids.shape)
+        yield Sample(record, told, _row(batch, data.tokenizer, masked, apart), masked, _picture(batch, tools))
 
 
 def said(value: Any, kind: Field) -> str:
     """Return a field's value in a line: the size of an image, the length of a sound, the names of classes, a text."""
+    if isinstance(kind, Picture) and isinstance(value, list):
+        return "; ".join(said(one, kind) for one in value)
     if isinstance(kind, Picture):
         height, width = pixels_of(value, "the image", False).shape[1:]
         return f"{width} x {height} pixels{_file(value)}"
@@ -118,11 +123,13 @@ def _file(value: Any) -> str:
     return f", {value}" if isinstance(value, Path) else ""
 
 
-def _row(batch: Batch, tokenizer: Tokenizer | None, masked: bool) -> list[Stretch]:
+def _row(batch: Batch, tokenizer: Tokenizer | None, masked: bool, apart: bool) -> list[Stretch]:
     """Return the text of a batch of one row; where the loss is over something else, nothing of it is marked."""
     if tokenizer is None or "input_ids" not in batch:
         return []
     ids = batch["input_ids"][0].numpy()
+    if apart:
+        return written_after(tokenizer, ids, batch["labels"][0].numpy(), batch["attention_mask"][0].numpy())
     trained = batch["labels"][0].numpy() != IGNORED if masked else np.ones(len(ids), bool)
     return stretches(tokenizer, ids, trained, batch["attention_mask"][0].numpy())
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from mlplatform.data.ahead import READER
 from mlplatform.errors import DataError
 
 GRACE = 30.0
@@ -65,7 +66,7 @@ class Watchdog:
             since = self.since
             waited = time.monotonic() - since if since is not None else 0.0
             if waited > self.seconds and not self.told:
-                where = traceback.extract_stack(sys._current_frames()[main])[-1]
+                where = traceback.extract_stack(sys._current_frames()[_reader() or main])[-1]
                 place = f"{Path(where.filename).name}:{where.lineno}, {where.name}"
                 limit = f"{self.seconds:g} s (batch.timeout)"
                 self.told = f"{self.source}: no batch came for {limit}; it is waiting in {place}"
@@ -78,3 +79,8 @@ class Watchdog:
         if self.since is not None:  # else the batch came in this moment
             raise DataError(self.told)
         self.told = ""
+
+
+def _reader() -> int | None:
+    """Return the thread that makes batches ahead of the one that waits for them, where there is one."""
+    return next((thread.ident for thread in threading.enumerate() if thread.name == READER), None)

@@ -34,7 +34,9 @@ def validator(group: str) -> jsonschema.Draft202012Validator:
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: str(file.relative_to(places.share())))
 def test_json_schema_accepts_every_shipped_file(file: Path) -> None:
-    validator(group_of(file)).validate(read(file).data)
+    data = read(file).data
+    made = {"parts": {"one": {"kind": "text", "path": "a.txt"}}, "weights": {"one": 1.0}}  # a mixture's are the user's
+    validator(group_of(file)).validate({k: made[k] if v == "???" and k in made else v for k, v in data.items()})
 
 
 @pytest.mark.parametrize("option", Library().options("model"))

@@ -97,7 +97,8 @@ def test_auxiliary_losses_leave_the_outputs_alone_unless_norms_are_fed_back() ->
 def test_it_learns_where_things_are() -> None:
     torch.manual_seed(0)
     steady = ["encoder.input.dropout=0", "encoder.layer.dropout=0", "decoder.layer.dropout=0"]
-    model = mp.build(spec("init.std=0.3", *steady)).train()
+    glorot = "init={kind: uniform, std: 1.0, over: [0.5, fan_sum]}"
+    model = mp.build(spec(glorot, *steady)).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     losses = []
     for _ in range(150):

@@ -24,11 +24,8 @@ DEPARTURES = {
     "blip*:*vision_model.*": "1e-10, the default of its config, which only suits files",
     "blip:e[mn]*": "1e-10, the default of its config, which only suits files",
     "fastvlm:*.timm_model.*": "0.02 for the convolutions of timm's network too",
-    "t5gemma2:*patch_embedding.weight": "LeCun's rule, 1.14 times as wide: what it cuts off lies far outside",
-    "t5gemma2:*head.attention.out_proj.weight": "LeCun's rule, 1.14 times as wide: what it cuts off lies far outside",
     "siglip:*patch_embedding.weight": "LeCun's rule, 1.14 times as wide: what it cuts off lies far outside",
     "siglip:*head.attention.out_proj.weight": "LeCun's rule, 1.14 times as wide: what it cuts off lies far outside",
-    "siglip:text_model.head.weight": "LeCun's rule, 1.14 times as wide: what it cuts off lies far outside",
     "siglip:logit_*": "zero; the paper starts at log 10 and -10",
 }
 """family:tensor of theirs -> how theirs starts, where ours starts otherwise (docs/initialisation.md says why)."""

@@ -73,7 +73,8 @@ def test_every_record_has_a_prediction_and_they_give_the_accuracy(digits: Path) 
     assert done.metrics["test/accuracy"] == pytest.approx(right / len(said), abs=1e-6)
     assert right / len(said) > 0.3
     assert said[0]["place"].startswith("digits: row ")
-    assert "image" not in said[0]
+    assert said[0]["image"] == "media/0-image.png"
+    assert (done.folder / said[0]["image"]).is_file()
 
 
 def test_the_training_split_is_measured_as_it_stands(digits: Path) -> None:

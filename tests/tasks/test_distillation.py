@@ -86,8 +86,11 @@ class Fixed:
 
     steps_per_epoch = 1.0
 
+    class material:
+        name = "made"
+
     class shape:
-        sequences, length = 1, 64
+        sequences, length, timeout, workers = 1, 64, 60, 0
 
     def train_dataloader(self) -> Any:
         return self

@@ -11,7 +11,7 @@ import torch
 from records import WORDS, Run, bert, tokenizer
 
 from mlplatform.context import Output
-from mlplatform.data.order import GlobalBatches
+from mlplatform.data.order import Shuffled
 from mlplatform.errors import DataError, SpecError
 from mlplatform.tasks.question_answering import Span, best_spans
 
@@ -106,8 +106,7 @@ def test_every_row_counts_in_training_and_a_position_resumes(tmp_path: Path) -> 
     made = run(tmp_path)
     count = len(made.rows("train"))
     assert made.data.samples_per_epoch == count
-    order = iter(GlobalBatches(count, 4, 0, 0, 1))
-    seen = [sample.number for _ in range(count) for sample in next(order)]
+    seen = [sample.number for sample in Shuffled(count, 0).samples(0, count)]
     assert set(seen) == set(range(count))
 
 

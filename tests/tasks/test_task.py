@@ -56,8 +56,11 @@ class Fixed:
 
     steps_per_epoch = 1.0
 
+    class material:
+        name = "made"
+
     class shape:
-        sequences, length = 1, 256
+        sequences, length, timeout, workers = 1, 256, 60, 0
 
     def __init__(self, step: list[Batch]) -> None:
         self.step = step

@@ -128,7 +128,7 @@ def kill_during_a_save(way: str, folder: Path, chance: random.Random) -> tuple[b
         process.join(30)
     found, notes = newest_whole(place)
     under_way = any(place.glob(".tmp-step=*"))
-    return under_way, not notes and found is not None and step_of(found) >= max(known, left)
+    return under_way, not notes and (step_of(found) if found else 0) >= max(known, left)
 
 
 def newest_whole_at(place: Path) -> int:

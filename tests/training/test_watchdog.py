@@ -18,9 +18,9 @@ from mlplatform.training import engine, watchdog
 from mlplatform.training.watchdog import Watchdog
 
 
-def stall_at(run: Run, number: int, wait: Any) -> None:
-    """Let the train rows of a run wait when the n-th is read."""
-    rows, count = run.data.splits["train"], iter(range(10**9))
+def stall_at(run: Run, number: int, wait: Any, split: str = "train") -> None:
+    """Let the rows of a run wait when the n-th is read."""
+    rows, count = run.data.splits[split], iter(range(10**9))
     original = rows.row
 
     def row(*arguments: Any) -> Any:
@@ -71,7 +71,7 @@ def _held_in_c(folder: Path) -> None:
     with (folder / "said").open("w") as said:
         os.dup2(said.fileno(), 2)
         run = Run(folder, batch={"timeout": 1})
-        stall_at(run, 4, _sleep_through_signals)
+        stall_at(run, 0, _sleep_through_signals, "validation")  # which no thread reads ahead
         run.go()
 
 
