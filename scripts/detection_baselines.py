@@ -59,7 +59,7 @@ def components(train: Records) -> Callable[[Any], Found]:
 
     def find(record: Any) -> Found:
         grey = _grey(record)
-        parts, _ = label(grey > BRIGHT, np.ones((3, 3)))
+        parts: Any = label(grey > BRIGHT, np.ones((3, 3)))[0]  # type: ignore[index]
         found = []
         for rows, columns in find_objects(parts):
             high, wide = rows.stop - rows.start, columns.stop - columns.start

@@ -43,7 +43,7 @@ def nearest(train: NDArray[np.float32], held_out: NDArray[np.float32]) -> list[i
 def pixels(records: Sequence[Record]) -> NDArray[np.float32]:
     """Return the image of each record as a row, colours from 0 to 1."""
     shown = [pixels_of(record["image"], record.place, True) for record in records]
-    return np.stack([np.asarray(one).reshape(-1) for one in shown]).astype(np.float32) / 255
+    return np.stack([np.asarray(one, np.float32).reshape(-1) for one in shown]) / np.float32(255)
 
 
 def said(train: Sequence[Record], held_out: Sequence[Record], asked: str, field: str) -> dict[str, list[str]]:

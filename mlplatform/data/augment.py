@@ -85,7 +85,8 @@ class Crop(Augment):
         height, width = image.shape[1:]
         for _ in range(TRIES):
             area = height * width * random.uniform(*self.area)
-            ratio = math.exp(random.uniform(*(math.log(limit) for limit in self.ratio)))
+            least, most = (math.log(limit) for limit in self.ratio)
+            ratio = math.exp(random.uniform(least, most))
             high, wide = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
             if 0 < high <= height and 0 < wide <= width:
                 top, left = int(random.integers(height - high + 1)), int(random.integers(width - wide + 1))

