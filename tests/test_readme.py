@@ -10,7 +10,9 @@ import pytest
 import yaml
 
 from mlplatform.cli.arguments import parse
+from mlplatform.cli.axes import split
 from mlplatform.cli.compose import compose
+from mlplatform.cli.library import Library
 from mlplatform.cli.main import find_verb
 
 TOP = Path(__file__).parent.parent
@@ -24,7 +26,8 @@ def test_commands_are_sound(command: str) -> None:
     verb, words = find_verb(shlex.split(command, comments=True))
     arguments = parse(verb, words)
     if "OVERRIDES" in verb.usage:
-        compose("train", arguments.overrides()).check()
+        fixed, space = split(arguments.overrides(), Library())
+        compose("train", [*fixed, *(f"{key}={axis.ends()[0]}" for key, axis in space.items())]).check()
 
 
 def test_there_are_commands_to_check() -> None:
