@@ -24,8 +24,8 @@ MOST = 0.02
 STEPS = 200
 TEXTS = {
     "Shakespeare": ["data=shakespeare"],
-    "ua_gec": ["data=jsonl", "data.path=fetched:ua_gec/train.jsonl", "data.field=chosen"],
-    "docstrings": ["data=jsonl", "data.path=fetched:docstrings/train.jsonl", "data.field=source"],
+    "ua_gec": ["data=jsonl", "data.path=fetched:ua_gec/train.jsonl", "data.field=chosen", "data.validation=0"],
+    "docstrings": ["data=jsonl", "data.path=fetched:docstrings/train.jsonl", "data.field=source", "data.validation=0"],
 }
 BATCHES = {
     "padded": {"kind": "rows", "layout": "padded"},
