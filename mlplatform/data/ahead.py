@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
 from collections.abc import Iterable, Iterator
@@ -12,6 +13,8 @@ READER = "reads ahead"
 """The name of the thread."""
 LOOK = 0.1
 """Seconds after which a thread with a finished item looks whether anybody still wants it."""
+PATIENCE = 5.0
+"""Seconds a process that ends waits for its thread: one that is ended within torch takes the process with it."""
 
 
 class _Raised:
@@ -46,7 +49,14 @@ def one_ahead(items: Iterable[T]) -> Iterator[T]:
         except BaseException as error:
             put(_Raised(error))
 
-    threading.Thread(target=work, name=READER, daemon=True).start()
+    thread = threading.Thread(target=work, name=READER, daemon=True)
+
+    def end() -> None:
+        over.set()
+        thread.join(PATIENCE)
+
+    thread.start()
+    atexit.register(end)
     try:
         while True:
             item = made.get()

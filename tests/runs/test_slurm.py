@@ -38,10 +38,15 @@ def cluster() -> Iterator[None]:
     def script(word: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([SCRIPT, word], capture_output=True, text=True, timeout=300)
 
-    with Path("/tmp/mlplatform-slurm-tests.lock").open("w") as users:
+    with (
+        Path("/tmp/mlplatform-slurm-tests.lock").open("w") as users,
+        Path("/tmp/mlplatform-slurm-start.lock").open("w") as starting,
+    ):
         fcntl.flock(users, fcntl.LOCK_SH)
+        fcntl.flock(starting, fcntl.LOCK_EX)  # two processes of a test run would start it at once
         was_up = script("status").returncode == 0
         started = script("start")
+        fcntl.flock(starting, fcntl.LOCK_UN)
         if started.returncode and any(told in started.stderr for told in MISSING):
             pytest.skip(f"no Slurm here: {started.stderr.strip()}")
         assert started.returncode == 0, started.stderr
@@ -155,9 +160,9 @@ def test_two_nodes_train_as_one_process_does(cluster: None, tmp_path: Path) -> N
 def test_a_requeued_run_ends_with_the_weights_of_an_undisturbed_one(cluster: None, tmp_path: Path) -> None:
     options = [*ONCE, "trainer.max='400 steps'"]
     run = queued(tmp_path, *options)
-    undisturbed = finished(tmp_path, *options)
     wait(run, lambda: len(metrics.read(run)) > 5)
     slurm.ask("scancel", "--signal=USR1", record.read(run)["job"])
+    undisturbed = finished(tmp_path, *options)
     wait(run, lambda: ended(run))
     known = record.read(run)
     assert said_of(run)["Restarts"] == "1", (run / OUTPUT).read_text()

@@ -68,9 +68,12 @@ class Single(Arrangement):
     def check(self, place: Place, number: PrecisionName = "fp32") -> None:
         """Raise SpecError when the run has more than one device."""
         super().check(place, number)
-        if place.processes > 1:
+        if place.devices > 1:
             told = f"strategy=single runs on one device and trainer.devices={place.devices}; use strategy=ddp"
             raise SpecError(problems=[("trainer.devices", told)])
+        if place.world > 1:
+            told = f"single runs on one device and this run has {place.world} processes; use strategy=ddp"
+            raise SpecError(problems=[("strategy", told)])
 
     def build(self, place: Place, share: Share, clip_norm: float | None = None) -> Strategy:
         """Return Lightning's strategy."""
