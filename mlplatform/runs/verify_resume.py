@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,10 @@ def verify_resume(
     found: dict[str, Any] = {"steps": steps, "undisturbed": str(whole), "equal": True}
     for name, kill in (("killed after a step", f"step:{steps // 2 + 2}"), ("killed inside a save", "save:2")):
         folder = begun(kill)
-        at = step_of(newest_whole(folder / "checkpoints")[0] or folder)
+        last = newest_whole(folder / "checkpoints")[0]
+        if last is None:
+            raise RunError(f"{folder}: no checkpoint was whole when the run was {name}, so there is nothing to resume")
+        at = step_of(last)
         _work(folder, "")
         differences = compare(whole, folder)
         found[name] = {"run": str(folder), "resumed_at": at, "differences": differences}
@@ -140,8 +144,8 @@ class Killer(Watch):
     """
 
     def __init__(self, folder: Path, kill: str) -> None:
-        self.path = folder / BATCHES
-        last = newest_whole(folder / "checkpoints")[0]
+        self.path, self.checkpoints = folder / BATCHES, folder / "checkpoints"
+        last = newest_whole(self.checkpoints)[0]
         self.begun = step_of(last) if last else 0
         self.at, _, number = kill.partition(":")
         self.number, self.saves = int(number or 0), 0
@@ -151,7 +155,14 @@ class Killer(Watch):
 
     def logged(self, step: int) -> None:
         if self.at == "step" and step >= self.number:
+            self._wait_for_a_checkpoint()
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def _wait_for_a_checkpoint(self, seconds: float = 120) -> None:
+        """Saving goes on beside training: on a slow disk there would be nothing to go on from, and nothing to prove."""
+        end = time.monotonic() + seconds
+        while newest_whole(self.checkpoints)[0] is None and time.monotonic() < end:
+            time.sleep(0.02)
 
     def saving(self, checkpoint: Path) -> None:
         self.saves += 1

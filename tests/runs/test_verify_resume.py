@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,8 @@ from tiny_runs import SMALL, composed, scenes
 from mlplatform.cli.compose import compose
 from mlplatform.errors import RunError
 from mlplatform.runs import record
-from mlplatform.runs.verify_resume import BATCHES, batches_of, compare, shortened, verify_resume
-from mlplatform.training.checkpoints import newest_whole
+from mlplatform.runs.verify_resume import BATCHES, Killer, batches_of, compare, shortened, verify_resume
+from mlplatform.training.checkpoints import MANIFEST, newest_whole
 
 
 def test_a_sound_run_is_proved_and_a_falsified_one_is_not(tmp_path: Path) -> None:
@@ -46,6 +48,28 @@ def test_a_sound_run_is_proved_and_a_falsified_one_is_not(tmp_path: Path) -> Non
     data[-1] ^= 1
     (path / "model.safetensors").write_bytes(data)
     assert any("model.safetensors" in text for text in compare(whole, Path(inside["run"])))
+
+
+def test_a_run_is_killed_only_when_there_is_a_checkpoint_to_resume_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole_at_the_kill: list[bool] = []
+    monkeypatch.setattr(
+        os, "kill", lambda pid, sent: whole_at_the_kill.append(newest_whole(tmp_path / "checkpoints")[0] is not None)
+    )
+    killer = Killer(tmp_path, "step:5")
+    killer.logged(4)
+    assert whole_at_the_kill == []
+    slow_disk = threading.Timer(0.2, _checkpoint, [tmp_path / "checkpoints" / "step=00000003"])
+    slow_disk.start()
+    killer.logged(5)
+    slow_disk.join()
+    assert whole_at_the_kill == [True]
+
+
+def _checkpoint(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    (folder / MANIFEST).write_text(json.dumps({"files": {}, "score": None}))
 
 
 def test_a_run_that_fails_by_itself_is_no_proof(tmp_path: Path) -> None:
