@@ -1,4 +1,4 @@
-"""Where a run's weights come from: its own checkpoints, and what `init_from` names."""
+"""Where a run's weights come from: its own checkpoints, and what `init_from` and `init_parts` name."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import json
 import logging
 from collections import ChainMap
 from collections.abc import Collection, Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mlplatform.errors import CheckpointError, listing
+from mlplatform.errors import CheckpointError, SpecError, did_you_mean, listing
 from mlplatform.interop import fetch, load
+from mlplatform.interop.checkpoint_files import read_json
 from mlplatform.interop.parts import kept_of
 from mlplatform.models import build
 from mlplatform.models.building import initialise_module
@@ -54,7 +56,7 @@ def load_run(
         model = shell_of(folder, checkpoint, weights)
         model.load_state_dict({name: weights[name].to(device) for name in weights}, assign=True)
     else:
-        model = initial(config["model"], config["init_from"])
+        model = start_of(config["model"], config["init_from"], config.get("init_parts") or {}, config["seed"])
         Spec.of(adapter, "adapter", "adapter").build().apply(model)
         _check_base(model, checkpoint, config["init_from"])
         _check_names(checkpoint, {name for name, p in model.named_parameters() if p.requires_grad}, weights)
@@ -113,6 +115,14 @@ def _check_base(model: nn.Module, checkpoint: Path, source: str) -> None:
         raise CheckpointError(f"{checkpoint}: its adapter stands on other weights than those of init_from={source} now")
 
 
+def start_of(spec: dict[str, Any], source: str | None, parts: Mapping[str, str], seed: int = 0) -> nn.Module:
+    """Build a model with the weights training starts from: `init_from`'s or initial ones, and those of `init_parts`."""
+    model = initial(spec, source, seed) if source else build(spec, seed=seed)
+    for path, given in parts.items():
+        _start_part(model, spec, path, given)
+    return model
+
+
 def initial(spec: dict[str, Any], source: str, seed: int = 0) -> nn.Module:
     """Build a model with the weights `init_from` names; warn of values that differ between the two.
 
@@ -124,13 +134,7 @@ def initial(spec: dict[str, Any], source: str, seed: int = 0) -> nn.Module:
     Raises:
         CheckpointError: the source is missing, damaged or of another model.
     """
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        folder = fetch(source)
-    if (folder / "run.json").is_file():
-        loaded = load_run(folder, dtype=torch.float32)
-    else:
-        loaded = load(folder, lambda _: spec, dtype=torch.float32, head=spec.get("head"))
+    loaded = _loaded(source, spec)
     model = build(spec, device="meta")
     weights = loaded.state_dict()
     ours, theirs = ({name: t.shape for name, t in held.items()} for held in (model.state_dict(), weights))
@@ -142,13 +146,56 @@ def initial(spec: dict[str, Any], source: str, seed: int = 0) -> nn.Module:
             f"{list(ours.get(name, ()))} in this run's model; choose the model's YAML of that size"
         )
     if fresh := [name for name in other if name in ours]:
-        log.warning("init_from=%s has no weights for %s: initialised", folder, listing(fresh, 3))
+        log.warning("init_from=%s has no weights for %s: initialised", source, listing(fresh, 3))
         initialise_module(model, HEAD[:-1], torch.device("cpu"), torch.float32, seed)
     if found := _differences(spec, loaded.spec):  # type: ignore[arg-type]
-        log.warning("init_from=%s was made with other values than this run's model: %s", folder, listing(found))
+        log.warning("init_from=%s was made with other values than this run's model: %s", source, listing(found))
     kept = {name: tensor for name, tensor in weights.items() if name in ours and name not in other}
     model.load_state_dict(kept, assign=True, strict=not fresh)
     return model
+
+
+@torch.no_grad()
+def _start_part(model: nn.Module, spec: Mapping[str, Any], path: str, source: str) -> None:
+    """Give a part of a model the weights of another: a detector's backbone, a vision-language model's towers.
+
+    A source that has a part of that path gives that one; any other gives all it has but its head.
+
+    Raises:
+        SpecError: the model has no such part.
+        CheckpointError: the source is missing, damaged, or of other sizes.
+    """
+    key, prefix = f"init_parts.{path}", f"{path}."
+    ours = {name.removeprefix(prefix): t for name, t in model.state_dict().items() if name.startswith(prefix)}
+    inner = reduce(lambda found, name: (found or {}).get(name), path.split("."), spec)
+    if not ours or not isinstance(inner, Mapping):
+        parts = [name for name, _ in model.named_children()]
+        told = f"the model has no such part{did_you_mean(path, parts)}; it has {listing(parts)}"
+        raise SpecError(problems=[(key, told)])
+    weights = _loaded(source, dict(inner), dict(spec)).state_dict()
+    theirs = {name.removeprefix(prefix): t for name, t in weights.items() if name.startswith(prefix)} or weights
+    for name, tensor in ours.items():
+        if name.startswith(HEAD):
+            continue
+        if name not in theirs or theirs[name].shape != tensor.shape:
+            there = f"is {list(theirs[name].shape)} there" if name in theirs else "is not there"
+            told = f"{name} {there} and {list(tensor.shape)} in this run's model"
+            raise CheckpointError(f"{key}={source}: {told}; choose the model's YAML of that size")
+        tensor.copy_(theirs[name])
+
+
+def _loaded(source: str, *specs: dict[str, Any]) -> nn.Module:
+    """Return the model of a run, or of a folder of Hugging Face's format, read by the spec of its type or the first."""
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        folder = fetch(source)
+    if (folder / "run.json").is_file():
+        return load_run(folder, dtype=torch.float32)
+
+    kind = read_json(folder / "config.json").get("model_type")
+    chosen = next((spec for spec in specs if (spec.get("hf") or {}).get("model_type") == kind), specs[0])
+    head = chosen.get("head") if chosen is specs[0] else None
+    return load(folder, lambda _: chosen, dtype=torch.float32, head=head)
 
 
 def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
