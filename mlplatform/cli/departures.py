@@ -36,7 +36,11 @@ def told_apart(model: dict[str, Any], name: str | None, config_dirs: Iterable[st
 
 
 def departures(base: Mapping[str, Any], model: Mapping[str, Any]) -> list[str]:
-    """Return `path=value` of every change that no rule of `hf.config` writes, dropout and initial values left out."""
+    """Return `path=value` of every change that no rule of `hf.config` writes, but of what changes nothing.
+
+    That is dropout, initial values, and the `context_length` of a tower that reads no tokens: the positions of an
+    image or a recording follow from its own numbers, such as `image_size` and `patch`.
+    """
     said = _mapped(model)
     before, after = _leaves(base), _leaves(model)
     found = []
@@ -49,6 +53,7 @@ def departures(base: Mapping[str, Any], model: Mapping[str, Any]) -> list[str]:
             or top in SILENT
             or last == "dropout"
             or inner == "head"
+            or (last == "context_length" and f"{path.rpartition('.')[0]}.input.vocab" not in after)
         ):
             continue
         if top == "heads" or any(own == rule or own.startswith(f"{rule}.") for rule in said):

@@ -159,7 +159,8 @@ def initial(spec: dict[str, Any], source: str, seed: int = 0) -> nn.Module:
 def _start_part(model: nn.Module, spec: Mapping[str, Any], path: str, source: str) -> None:
     """Give a part of a model the weights of another: a detector's backbone, a vision-language model's towers.
 
-    A source that has a part of that path gives that one; any other gives all it has but its head.
+    A source that has a part of that path gives that one; any other gives all it has but its head. A CLIP's last norm
+    is part of its head, and of LLaVA's tower.
 
     Raises:
         SpecError: the model has no such part.
@@ -177,6 +178,8 @@ def _start_part(model: nn.Module, spec: Mapping[str, Any], path: str, source: st
     for name, tensor in ours.items():
         if name.startswith(HEAD):
             continue
+        if name not in theirs:
+            name = name.replace("trunk.final_norm.", f"{HEAD}norm.")
         if name not in theirs or theirs[name].shape != tensor.shape:
             there = f"is {list(theirs[name].shape)} there" if name in theirs else "is not there"
             told = f"{name} {there} and {list(tensor.shape)} in this run's model"

@@ -9,9 +9,12 @@ from typing import Any
 
 from PIL import Image
 
+import mlplatform as mp
+
 COLOURS = ("red", "green", "blue", "white")
 SIZES = ("dim=16", "depth=1", "layer.attention.heads=2", "layer.mlp.width=24")
-SEES = [f"model.vision.trunk.{size}" for size in (*SIZES, "input.image_size=16", "input.patch=8")]
+EYES = [f"trunk.{size}" for size in (*SIZES, "context_length=5", "input.image_size=16", "input.patch=8")]
+SEES = [f"model.vision.{size}" for size in EYES]
 
 
 def _data(folder: Path, row: Callable[[str], Mapping[str, Any]]) -> list[str]:
@@ -35,8 +38,14 @@ def blip_captions(folder: Path) -> list[str]:
 def llava_vqa(folder: Path) -> list[str]:
     writes = [f"model.language.trunk.{size}" for size in (*SIZES, "layer.attention.kv_heads=1")]
     asked = _data(folder, lambda colour: {"question": "what color is it?", "answer": colour})
-    return [*asked, *SEES, *writes]
+    mp.save(mp.build("clip_vision", EYES), folder / "start")
+    return [*asked, *SEES, *writes, f"init_parts={{vision: {folder / 'start'}}}"]
 
 
-MINIATURES: dict[str, Callable[[Path], list[str]]] = {made.__name__: made for made in (blip_captions, llava_vqa)}
+def clip_shapes(folder: Path) -> list[str]:
+    reads = [f"model.text.trunk.{size}" for size in SIZES]
+    return [*_data(folder, lambda colour: {"text": f"a {colour} wall"}), *SEES, *reads]
+
+
+MINIATURES: dict[str, Callable[[Path], list[str]]] = {made.__name__: made for made in (blip_captions, clip_shapes, llava_vqa)}
 """Recipe -> what writes its miniature's data into a folder and returns the overrides that shrink it."""
