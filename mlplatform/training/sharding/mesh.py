@@ -7,14 +7,13 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from mlplatform.models.share import Share
 from mlplatform.training.sharding.experts import divide_experts
 from mlplatform.training.sharding.layers import divide_layers
-from mlplatform.training.sharding.parts import part_of, whole_of
 
 COPIES, SHARDS, PARTS = "copies", "shards", "parts"
 
@@ -101,11 +100,3 @@ class MeshShare(Share):
         for parameter in self.apart | self.held_alone:
             if parameter.grad is not None:
                 parameter.grad /= self.count
-
-    def whole(self, parameter: Tensor, part: Tensor) -> Tensor:
-        """Return all of a tensor of which each rank has a part."""
-        return whole_of(part)
-
-    def part(self, parameter: Tensor, whole: Tensor) -> Tensor:
-        """Return this rank's part of a tensor."""
-        return part_of(parameter, whole)
