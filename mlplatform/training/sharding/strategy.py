@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
-from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from mlplatform.training.sharding.holding import held
 from mlplatform.training.sharding.mesh import MeshShare
 from mlplatform.training.sharding.states import divided_state, joined_state
 
@@ -50,7 +49,7 @@ class MeshStrategy(ModelParallelStrategy):
         self.share.settle(module.model)
         own = module.state_dict()
         for name, part in checkpoint["state_dict"].items():
-            _held(own[name]).copy_(_held(part))
+            held(own[name]).copy_(held(part))
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         module: Any = self.lightning_module
@@ -66,7 +65,3 @@ class MeshStrategy(ModelParallelStrategy):
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
-
-
-def _held(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
