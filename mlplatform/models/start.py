@@ -80,5 +80,5 @@ def draw(model: Any, holder: Holder, under: str, seed: int) -> None:
 def later(spec: Mapping[str, Any] | Spec, start: Start) -> nn.Module:
     """Return the model a spec describes on the meta device, for whoever gives it memory to fill."""
     model = build(spec, device="meta")
-    model.start = start  # type: ignore[assignment]
+    model.first_values = start  # type: ignore[assignment]
     return model

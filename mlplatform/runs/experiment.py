@@ -295,7 +295,7 @@ class Experiment:
         if not self._in_parts:
             return initial(self.model.data, source, self.seed)
         model = build(self.model, device="meta")
-        model.start = start_of(model, source, self.seed)  # type: ignore[assignment]
+        model.first_values = start_of(model, source, self.seed)  # type: ignore[assignment]
         return model
 
     @property

@@ -80,7 +80,7 @@ class MeshShare(Share):
         names = {name for name, p in model.named_parameters() if p in self.apart}
         experts = {name for name, p in model.named_parameters() if p in self.held_alone}
         model.to_empty(device=device)
-        model.start.fill(model, OwnParts(model))
+        model.first_values.fill(model, OwnParts(model))
         now = dict(model.named_parameters())  # memory makes some of them other objects
         self.apart, self.held_alone = ({now[name] for name in group} for group in (names, experts))
 
