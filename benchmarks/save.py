@@ -2,9 +2,9 @@
 
     python benchmarks/save.py [--dim 512] [--depth 8] [--rounds 12] [--ranks 2]
 
-With `--ranks` the model is divided among that many processes, as under fsdp, and each writes its part. Both take the same checkpoint of a Llama and its AdamW state. `blocked` is the time until training may go on; the
-background write then ends before the next round begins. The first save of a process takes memory for its copy and is
-told apart.
+With `--ranks` the model is divided among that many processes, as under fsdp, and each writes its part. Both take the
+same checkpoint of a Llama and its AdamW state. `blocked` is the time until training may go on; the background write
+then ends before the next round begins. The first save of a process takes memory for its copy and is told apart.
 """
 
 from __future__ import annotations

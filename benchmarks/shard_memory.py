@@ -65,7 +65,9 @@ def rank(number: int, given: argparse.Namespace, ranks: int, folder: str) -> Non
     if ranks > 1:
         meeting = f"file://{folder}/meeting"
         torch.distributed.init_process_group("gloo", init_method=meeting, rank=number, world_size=ranks)
-        share = Spec.of({"kind": given.strategy}, "strategy", "strategy").build().share(Place("cpu", ranks, number, ranks))
+        share = (
+            Spec.of({"kind": given.strategy}, "strategy", "strategy").build().share(Place("cpu", ranks, number, ranks))
+        )
         share.join("cpu")
     used = Anonymous()
     if share is None:

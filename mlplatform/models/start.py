@@ -1,7 +1,7 @@
 """Where the values of a model come from that has no memory yet: drawn, or read from files.
 
-A process may hold but a part of each parameter. Values are then made or read one module at a time, its part is kept, and
-the rest let go: they are those one process would have, and no more is in memory than the parts and one module.
+A process may hold but a part of each parameter. Values are then made or read one module at a time, its part is kept,
+and the rest let go: they are those one process would have, and no more is in memory than the parts and one module.
 """
 
 from __future__ import annotations

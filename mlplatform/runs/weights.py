@@ -152,7 +152,7 @@ def initial(spec: dict[str, Any], source: str, seed: int = 0) -> nn.Module:
 
 
 def start_of(model: nn.Module, source: str, seed: int = 0) -> Read:
-    """Return how a model on the meta device gets the weights `init_from` names; arguments and errors as of `initial`."""
+    """Return how a model on the meta device gets what `init_from` names; arguments and errors of `initial`."""
     found, spec = _source(source, model.spec), model.spec  # type: ignore[arg-type]
     ours: dict[str, torch.Size] = {name: tensor.shape for name, tensor in model.state_dict().items()}
     other = [name for name in (*ours, *found.shapes) if ours.get(name) != found.shapes.get(name)]

@@ -58,13 +58,17 @@ def own_pieces(tensors: Mapping[str, Tensor | Piece], rank: int) -> dict[str, Pi
 
 
 def _writes(tensor: DTensor) -> bool:
-    """Whether this rank is the first of those that hold the same piece: its mesh may be one of several rows of ranks."""
+    """Whether this rank is the first of those that hold the same piece; its mesh may be one of several rows."""
     if any(placement.is_partial() for placement in tensor.placements):
         raise CheckpointError("a tensor whose ranks hold parts of a sum can't be saved; reduce it first")
     mesh = tensor.device_mesh
     coordinate = mesh.get_coordinate()
-    return coordinate is not None and 0 in mesh.mesh.flatten().tolist() and all(
-        at == 0 for at, placement in zip(coordinate, tensor.placements, strict=True) if placement.is_replicate()
+    return (
+        coordinate is not None
+        and 0 in mesh.mesh.flatten().tolist()
+        and all(
+            at == 0 for at, placement in zip(coordinate, tensor.placements, strict=True) if placement.is_replicate()
+        )
     )
 
 

@@ -96,7 +96,9 @@ def test_a_model_that_only_fits_in_parts_is_refused_whole(tmp_path: Path, monkey
     import psutil
 
     two = ["optimizer=adamw", "trainer.devices=2", "model.trunk.dim=64", "model.trunk.layer.mlp.width=512"]
-    made = {kind: Spec.of(composed(tmp_path, *two, f"strategy={kind}").config, "run").build() for kind in ("ddp", "fsdp")}
+    made = {
+        kind: Spec.of(composed(tmp_path, *two, f"strategy={kind}").config, "run").build() for kind in ("ddp", "fsdp")
+    }
     count = sum(p.numel() for p in build(made["ddp"].model, device="meta").parameters())
     room = SimpleNamespace(total=2 * 16 * count * 3 // 4)  # fp32 weights, gradients and moments: 16 bytes, in two
     monkeypatch.setattr(psutil, "virtual_memory", lambda: room)

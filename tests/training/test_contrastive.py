@@ -23,8 +23,8 @@ from mlplatform.data.module import DataModule
 from mlplatform.data.record_sources import JSONRows
 from mlplatform.errors import SpecError
 from mlplatform.models import build
-from mlplatform.models.start import Drawn, later
 from mlplatform.models.dual_tower import pair_loss
+from mlplatform.models.start import Drawn, later
 from mlplatform.processors.image import ImageProcessor
 from mlplatform.processors.tokenizer import train
 from mlplatform.registry import Spec

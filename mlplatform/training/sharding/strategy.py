@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.optim import Optimizer
 
 from mlplatform.training.sharding.holding import held
@@ -18,16 +20,18 @@ class MeshStrategy(ModelParallelStrategy):
     """FSDP2, tensor parallelism and experts, as the share says; on CUDA and on CPUs.
 
     Args:
-        backend: what the processes talk through.
+        backend: what the processes talk through. timeout: how long a collective waits for the other ranks.
     """
 
-    def __init__(self, share: MeshShare, backend: str) -> None:
-        super().__init__(share.count, share.sizes.parts, process_group_backend=backend)
+    def __init__(self, share: MeshShare, backend: str, timeout: timedelta) -> None:
+        super().__init__(share.count, share.sizes.parts, process_group_backend=backend, timeout=timeout)
         self.share = share
 
     def setup_environment(self) -> None:
         self._setup_distributed()
-        self._device_mesh = self.share.join(self.root_device.type)
+        self._device_mesh = mesh = self.share.join(self.root_device.type)
+        for group in (*mesh.get_all_groups(), self.share.group):  # a mesh's own groups begin with torch's default
+            _set_pg_timeout(self._timeout, group)
 
     def model_to_device(self) -> None:
         if not self.share.offload:

@@ -184,8 +184,7 @@ class ZeroStrategy(DeepSpeedStrategy):
             held = base.state.get(flats[0], {})
             for name in group["param_names"] if held else ():
                 entries[name] = {
-                    key: rows(name, key) if _flat(value) else deepcopy(value)
-                    for key, value in held.items()
+                    key: rows(name, key) if _flat(value) else deepcopy(value) for key, value in held.items()
                 }
         groups = [{key: value for key, value in group.items() if key != "params"} for group in base.param_groups]
         return regrouped(groups, entries, list(parameters))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import NamedTuple
 
 from lightning.pytorch.plugins import Precision
@@ -113,4 +114,8 @@ class DDP(Arrangement):
     def build(self, place: Place, share: Share, clip_norm: float | None = None) -> Strategy:
         """Return Lightning's strategy. Raises RunError when several devices are asked for and nobody started them."""
         started(place)
-        return DDPStrategy(process_group_backend=place.backend, find_unused_parameters=self.find_unused_parameters)
+        return DDPStrategy(
+            process_group_backend=place.backend,
+            find_unused_parameters=self.find_unused_parameters,
+            timeout=timedelta(seconds=place.timeout),
+        )

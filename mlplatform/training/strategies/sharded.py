@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Literal
 
 from lightning.pytorch.strategies import Strategy
@@ -55,7 +56,9 @@ class Sharded(Arrangement):
     def portions(self, model: nn.Module, processes: int) -> Portions:
         """Return what is left of a model when layers are divided among some ranks, and that among the others."""
         mesh = self.sizes(processes)
-        parts = [getattr(b, name) if name else b for _, b in divided_blocks(model) for name in b.splits if mesh.parts > 1]
+        parts = [
+            getattr(b, name) if name else b for _, b in divided_blocks(model) for name in b.splits if mesh.parts > 1
+        ]
         divided = sum(p.numel() for p in {p for part in parts if part is not None for p in part.parameters()})
         share = divided / sum(p.numel() for p in model.parameters())
         return Portions(*[(1 - share + share / mesh.parts) / mesh.shards] * 3)
@@ -68,7 +71,7 @@ class Sharded(Arrangement):
         """Return Lightning's strategy. Raises RunError when nobody started the processes."""
         started(place)
         assert isinstance(share, MeshShare)
-        return MeshStrategy(share, place.backend)
+        return MeshStrategy(share, place.backend, timedelta(seconds=place.timeout))
 
 
 def divided(key: str, size: int, processes: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from datetime import timedelta
 from typing import Any
 
 from lightning.pytorch.plugins import DeepSpeedPrecision, Precision
@@ -75,7 +76,9 @@ class ZeRO(Arrangement):
 
         started(place)
         assert isinstance(share, ZeroShare)
-        return ZeroStrategy(share, place.backend, self.options(), clip_norm)
+        strategy = ZeroStrategy(share, place.backend, self.options(), clip_norm)
+        strategy._timeout = timedelta(seconds=place.timeout)
+        return strategy
 
 
 @block("strategy/zero1")
