@@ -27,7 +27,7 @@ import mlplatform as mp
 from mlplatform.models import build
 from mlplatform.models.start import Drawn
 from mlplatform.registry import Spec
-from mlplatform.runs.weights import initial, start_of
+from mlplatform.runs.weights import initial, values_of
 from mlplatform.training.saving import FolderIO
 from mlplatform.training.strategies import Place
 
@@ -74,7 +74,7 @@ def rank(number: int, given: argparse.Namespace, ranks: int, folder: str) -> Non
         model: Any = initial(spec, source) if source else build(spec)
     else:
         model = build(spec, device="meta")
-        model.first_values = start_of(model, source) if source else Drawn(0)
+        model.first_values = values_of(model, source) if source else Drawn(0)
         share.divide(model)
     started = used.above
     optimizer = torch.optim.AdamW([{"params": list(model.named_parameters())}], foreach=False)

@@ -151,11 +151,12 @@ class Pooler(nn.Module):
 
 @block("head/sequence_classification")
 class SequenceClassification(nn.Module):
-    """One label for a sequence, from its first or its last token.
+    """One label for a sequence, from its first or its last token, or from the mean of all.
 
     Args:
         labels: number of classes (of numbers, for `regression`).
-        pool: the token that stands for the sequence; `last` is the last one that is not padding.
+        pool: the token that stands for the sequence; `last` is the last one that is not padding, `mean` the mean of
+            all that are not (of an image network's map, over its places).
         activation: of a dense layer before the classifier (BERT's pooler: tanh); null for none.
         problem: HF's `problem_type`; `multi_label` takes labels (batch, labels) of 0 and 1.
     """
@@ -167,7 +168,7 @@ class SequenceClassification(nn.Module):
         dim: int,
         *,
         labels: Positive = 2,
-        pool: Literal["first", "last"] = "first",
+        pool: Literal["first", "last", "mean"] = "first",
         activation: Activation | None = "tanh",
         bias: bool = True,
         dropout: Fraction = 0.0,
@@ -184,8 +185,11 @@ class SequenceClassification(nn.Module):
         if self.pool == "first":
             return x[:, 0]
         if context.padding is None:
-            return x[:, -1]
-        places = torch.arange(x.shape[1], device=x.device) * context.padding[:, -x.shape[1] :]
+            return x.mean(1) if self.pool == "mean" else x[:, -1]
+        real = context.padding[:, -x.shape[1] :]
+        if self.pool == "mean":
+            return (x * real.unsqueeze(-1)).sum(1) / real.sum(1, keepdim=True)
+        places = torch.arange(x.shape[1], device=x.device) * real
         return x[torch.arange(len(x), device=x.device), places.argmax(-1)]
 
     def forward(self, x: Tensor, context: Context) -> Output:

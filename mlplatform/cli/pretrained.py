@@ -95,6 +95,8 @@ def with_sources(config: dict[str, Any], config_dirs: Iterable[str | Path] = ())
     config = dict(config)
     if config.get("init_from"):
         config["init_from"] = _found(config["init_from"], outputs)
+    if parts := config.get("init_parts"):
+        config["init_parts"] = {part: _found(source, outputs) for part, source in parts.items()}
     for tool in ("tokenizer", "processor"):
         if path := (config.get(tool) or {}).get("path"):
             config[tool] = {**config[tool], "path": _found(path, outputs, tool)}

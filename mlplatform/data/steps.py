@@ -59,6 +59,29 @@ class Rename(Step):
         return rest | taken
 
 
+@block("step/take")
+class Take(Step):
+    """Make a column of one entry of another: the class of a scene's first object, for one.
+
+    Args:
+        column: the new one. entry: names and numbers from the outside in, such as `objects.category.0`.
+    """
+
+    def __init__(self, *, column: Text, entry: Text) -> None:
+        self.column, self.entry = column, entry
+
+    def __call__(self, values: Values) -> Values:
+        first, *inner = self.entry.split(".")
+        found = column(values, first)
+        for depth, key in enumerate(inner, 1):
+            try:
+                found = found[int(key)] if isinstance(found, list) else found[key]
+            except (LookupError, TypeError, ValueError):
+                outer = ".".join([first, *inner[: depth - 1]])
+                raise ValueError(f"'{outer}' has no entry '{key}', which step take asks for ({self.entry})") from None
+        return {**values, self.column: found}
+
+
 @block("step/choose")
 class Choose(Step):
     """Keep some columns and drop all others.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,13 +23,13 @@ from mlplatform.errors import RunError, SpecError, listing
 from mlplatform.models import build
 from mlplatform.models.costs import PRECISIONS
 from mlplatform.models.share import Share
-from mlplatform.models.start import Drawn, later
+from mlplatform.models.start import Drawn
 from mlplatform.models.trained import adapter_alone
 from mlplatform.registry import Natural, Spec, Text, block
 from mlplatform.runs.launchers.local import Local
 from mlplatform.runs.teacher import Teacher
 from mlplatform.runs.trackers import trackers
-from mlplatform.runs.weights import initial, start_of
+from mlplatform.runs.weights import start_of, values_of
 from mlplatform.training import optimizers
 from mlplatform.training.engine import preflight
 from mlplatform.training.freezing import freeze
@@ -52,6 +53,8 @@ class Experiment:
         seed: of the initial weights, the order of the data, dropout and masking.
         logger: a tracker beside metrics.jsonl.
         init_from: a folder of Hugging Face's format, or one of our run folders, whose weights training starts from.
+        init_parts: the same for parts of the model: `{vision: clip/last, language: FOLDER}`; what is left starts as new
+            (or as `init_from` has it).
         adapter: what trains on top of `init_from`, which stays as it is.
         teacher: the model the task learns from, where it learns from one.
         freeze: path patterns of what does not train (`trunk.input`, `vision.*`), read in order; `!` before one lets it
@@ -80,6 +83,7 @@ class Experiment:
         outputs: Text = "outputs",
         seed: Natural = 0,
         init_from: Text | None = None,
+        init_parts: dict[str, Text] = {},  # noqa: B006  (read as data, never changed)
         adapter: Annotated[Spec, "adapter"] | None = None,
         teacher: Annotated[Spec, "teacher"] | None = None,
         freeze: list[Text] = [],  # noqa: B006  (read as data, never changed)
@@ -94,7 +98,7 @@ class Experiment:
         self.optimizer, self.schedule, self.strategy, self.trainer = optimizer, schedule, strategy, trainer
         self.logger, self.experiment, self.outputs = logger, experiment, Path(outputs)
         self.seed, self.init_from, self.prompt, self.processor = seed, init_from, prompt, processor
-        self.adapter, self.freeze = adapter, freeze
+        self.adapter, self.freeze, self.init_parts = adapter, freeze, init_parts
         self.teacher: Teacher | None = teacher.build() if teacher is not None else None
         self.launcher: Any = Local() if launcher is None else launcher.build()
         self._tools = Tools()
@@ -123,8 +127,8 @@ class Experiment:
                 told = "the student starts from the teacher's layers or from init_from; leave one away"
                 raise SpecError(problems=[("teacher.layers", told)])
             self.teacher.start(build(self.model, device="meta"))
-        if self.init_from is not None:
-            self._model = self._begun(self.init_from)
+        if self.init_from is not None or self.init_parts:
+            self._model = self._start()
         return place
 
     def check_processes(self) -> tuple[Place, nn.Module]:
@@ -262,50 +266,45 @@ class Experiment:
         handed: dict[str, Any] = {"teacher": self.teacher.load()} if self.teacher else {}
         if "reference" in self.task.signature.handed:
             is_shell = next(model.parameters()).is_meta
-            handed["reference"] = self._start(is_shell) if self._has_reference(model) else None
+            start = partial(build, self.model, device="meta") if is_shell else self._start
+            handed["reference"] = start() if self._has_reference(model) else None
         return self.task.build(model=model, **handed)
 
     def _has_reference(self, model: nn.Module) -> bool:
         """Whether the task compares a model with a copy of it as training began; an adapter is switched off instead."""
         return "reference" in self.task.signature.handed and not adapter_alone(model)
 
-    def _start(self, shell: bool) -> nn.Module:
-        """Return the model once more with the weights training starts from, or without any."""
-        if shell or self.init_from is None:
-            return build(self.model, device="meta") if shell else build(self.model, seed=self.seed)
-        return initial(self.model.data, self.init_from, self.seed)
+    def _start(self) -> nn.Module:
+        """Return the model with the weights training starts from, or, where ranks fill their own parts, without any.
+
+        Raises:
+            CheckpointError: what it starts from is damaged or of another model.
+        """
+        if not self._in_parts:
+            return start_of(self.model.data, self.init_from, self.init_parts, self.seed)
+        model = build(self.model, device="meta")
+        first = Drawn(self.seed) if self.init_from is None else values_of(model, self.init_from, self.seed)
+        model.first_values = first  # type: ignore[assignment]
+        return model
 
     def build_model(self) -> nn.Module:
-        """Build the model, with the weights of `init_from` where it is set; what `freeze` names does not train.
+        """Build the model, with the weights of `init_from` and `init_parts`; what `freeze` names does not train.
 
         Where the strategy's ranks fill their own parts, it is on the meta device, and says where its values come from.
 
         Raises:
-            CheckpointError: `init_from` is damaged or of another model.
+            CheckpointError: one of them is damaged or of another model.
         """
-        if self.init_from is not None:
-            model, self._model = self._model or self._begun(self.init_from), None
-        elif self._in_parts:
-            model = later(self.model, Drawn(self.seed))
-        else:
-            model = build(self.model, seed=self.seed)
-            if self.teacher is not None:
-                self.teacher.start(model)
+        model, self._model = self._model or self._start(), None
+        if self.teacher is not None and self.init_from is None:
+            self.teacher.start(model)
         self._choose_parts(model)
         return model.train()
 
-    def _begun(self, source: str) -> nn.Module:
-        """Return the model with the weights of `init_from`, or on the meta device where ranks read their own parts."""
-        if not self._in_parts:
-            return initial(self.model.data, source, self.seed)
-        model = build(self.model, device="meta")
-        model.first_values = start_of(model, source, self.seed)  # type: ignore[assignment]
-        return model
-
     @property
     def _in_parts(self) -> bool:
-        """Whether ranks fill their own parts. An adapter, a teacher's layers and a reference need the whole model."""
-        whole = self.adapter is not None or "reference" in self.task.signature.handed
+        """Whether ranks fill their own parts. Adapters, parts of other models and references need the whole."""
+        whole = self.adapter is not None or bool(self.init_parts) or "reference" in self.task.signature.handed
         whole |= self.teacher is not None and self.teacher.layers is not None
         return self.strategy.build().fills and not whole
 

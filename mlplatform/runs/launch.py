@@ -73,7 +73,8 @@ def anchored(config: dict[str, Any]) -> dict[str, Any]:
         folder = Path(source).expanduser() if source else None
         return str(folder.resolve()) if folder and folder.is_dir() else source
 
-    anchored = {**config, "init_from": whole(config["init_from"])} if config.get("init_from") else dict(config)
+    anchored = {**config, "init_from": whole(config.get("init_from"))}
+    anchored["init_parts"] = {part: whole(source) for part, source in (config.get("init_parts") or {}).items()}
     if teacher := config.get("teacher"):
         anchored["teacher"] = {**teacher, "source": whole(teacher["source"])}
     return anchored

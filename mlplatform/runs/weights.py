@@ -1,4 +1,4 @@
-"""Where a run's weights come from: its own checkpoints, and what `init_from` names."""
+"""Where a run's weights come from: its own checkpoints, and what `init_from` and `init_parts` name."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import json
 import logging
 from collections import ChainMap
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mlplatform.errors import CheckpointError, listing
-from mlplatform.interop import fetch
+from mlplatform.errors import CheckpointError, SpecError, did_you_mean, listing
+from mlplatform.interop import fetch, load
+from mlplatform.interop.checkpoint_files import read_json
 from mlplatform.interop.loading import Opened, put
 from mlplatform.interop.parts import kept_of
 from mlplatform.models import build
@@ -56,7 +58,7 @@ def load_run(
         model = shell_of(folder, checkpoint, weights)
         model.load_state_dict({name: weights[name].to(device) for name in weights}, assign=True)
     else:
-        model = initial(config["model"], config["init_from"])
+        model = start_of(config["model"], config["init_from"], config.get("init_parts") or {}, config["seed"])
         Spec.of(adapter, "adapter", "adapter").build().apply(model)
         _check_base(model, checkpoint, config["init_from"])
         _check_names(checkpoint, {name for name, p in model.named_parameters() if p.requires_grad}, weights)
@@ -115,6 +117,14 @@ def _check_base(model: nn.Module, checkpoint: Path, source: str) -> None:
         raise CheckpointError(f"{checkpoint}: its adapter stands on other weights than those of init_from={source} now")
 
 
+def start_of(spec: dict[str, Any], source: str | None, parts: Mapping[str, str], seed: int = 0) -> nn.Module:
+    """Build a model with the weights training starts from: `init_from`'s or initial ones, and those of `init_parts`."""
+    model = initial(spec, source, seed) if source else build(spec, seed=seed)
+    for path, given in parts.items():
+        _start_part(model, spec, path, given)
+    return model
+
+
 class Source(NamedTuple):
     """What `init_from` names: the model there, and its tensors, read when they are asked for.
 
@@ -140,7 +150,7 @@ def initial(spec: dict[str, Any], source: str, seed: int = 0) -> nn.Module:
         CheckpointError: the source is missing, damaged or of another model.
     """
     model, cpu = build(spec, device="meta"), torch.device("cpu")
-    start = start_of(model, source, seed)
+    start = values_of(model, source, seed)
     for part, number in start.fresh.items():
         initialise_module(model, part, cpu, torch.float32, number)
     for name, tensor in start.tensors():
@@ -151,7 +161,7 @@ def initial(spec: dict[str, Any], source: str, seed: int = 0) -> nn.Module:
     return model
 
 
-def start_of(model: nn.Module, source: str, seed: int = 0) -> Read:
+def values_of(model: nn.Module, source: str, seed: int = 0) -> Read:
     """Return how a model on the meta device gets what `init_from` names; arguments and errors of `initial`."""
     found, spec = _source(source, model.spec), model.spec  # type: ignore[arg-type]
     ours: dict[str, torch.Size] = {name: tensor.shape for name, tensor in model.state_dict().items()}
@@ -190,6 +200,49 @@ def _source(source: str, spec: dict[str, Any]) -> Source:
         shell, tensors, fresh = shell_of(folder, checkpoint, weights), weights.items, ()
     shapes = {name: tensor.shape for name, tensor in shell.state_dict().items()}
     return Source(shell.spec, shapes, tensors, fresh)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def _start_part(model: nn.Module, spec: Mapping[str, Any], path: str, source: str) -> None:
+    """Give a part of a model the weights of another: a detector's backbone, a vision-language model's towers.
+
+    A source that has a part of that path gives that one; any other gives all it has but its head.
+
+    Raises:
+        SpecError: the model has no such part.
+        CheckpointError: the source is missing, damaged, or of other sizes.
+    """
+    key, prefix = f"init_parts.{path}", f"{path}."
+    ours = {name.removeprefix(prefix): t for name, t in model.state_dict().items() if name.startswith(prefix)}
+    inner = reduce(lambda found, name: (found or {}).get(name), path.split("."), spec)
+    if not ours or not isinstance(inner, Mapping):
+        parts = [name for name, _ in model.named_children()]
+        told = f"the model has no such part{did_you_mean(path, parts)}; it has {listing(parts)}"
+        raise SpecError(problems=[(key, told)])
+    weights = _loaded(source, dict(inner), dict(spec)).state_dict()
+    theirs = {name.removeprefix(prefix): t for name, t in weights.items() if name.startswith(prefix)} or weights
+    for name, tensor in ours.items():
+        if name.startswith(HEAD):
+            continue
+        if name not in theirs or theirs[name].shape != tensor.shape:
+            there = f"is {list(theirs[name].shape)} there" if name in theirs else "is not there"
+            told = f"{name} {there} and {list(tensor.shape)} in this run's model"
+            raise CheckpointError(f"{key}={source}: {told}; choose the model's YAML of that size")
+        tensor.copy_(theirs[name])
+
+
+def _loaded(source: str, *specs: dict[str, Any]) -> nn.Module:
+    """Return the model of a run, or of a folder of Hugging Face's format, read by the spec of its type or the first."""
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        folder = fetch(source)
+    if (folder / "run.json").is_file():
+        return load_run(folder, dtype=torch.float32)
+
+    kind = read_json(folder / "config.json").get("model_type")
+    chosen = next((spec for spec in specs if (spec.get("hf") or {}).get("model_type") == kind), specs[0])
+    head = chosen.get("head") if chosen is specs[0] else None
+    return load(folder, lambda _: chosen, dtype=torch.float32, head=head)
 
 
 def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:

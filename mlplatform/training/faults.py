@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -12,8 +13,9 @@ from mlplatform.errors import RunError
 from mlplatform.registry import Positive, block
 
 ADVICE = "lower optimizer.lr, lengthen the warmup or set trainer.clip_norm"
-WINDOW, LEAST, LIMIT = 64, 32, 8.0
-"""Of how many steps a loss is compared with the median, how many there must be, and how many deviations are a spike."""
+WINDOW, LEAST, LIMIT, RATIO_LIMIT = 64, 32, 8.0, 5.0
+"""Of how many steps a loss is compared with the median, how many there must be, and how many deviations are a spike: of
+the losses, and of their logarithms too."""
 
 
 class Fault(NamedTuple):
@@ -116,6 +118,23 @@ class RollBack:
         """A later checkpoint says that it went well."""
 
 
+def _above(loss: float, losses: Sequence[float]) -> float:
+    """Return how many deviations a loss is above the median."""
+    middle = statistics.median(losses)
+    spread = 1.4826 * statistics.median(abs(other - middle) for other in losses)
+    return (loss - middle) / max(spread, 1e-3 * abs(middle), 1e-9)
+
+
+def _above_in_ratio(loss: float, losses: Sequence[float]) -> float:
+    """Return the same of logarithms: losses near nothing (a classifier that is nearly always right) differ by factors.
+
+    Where a loss is below zero there are none, and it is no objection.
+    """
+    if min(loss, *losses) <= 0:
+        return math.inf
+    return _above(math.log(loss), [math.log(other) for other in losses])
+
+
 class Faults:
     """The faults of a run: counts them, has the policy answer them, and tells of them.
 
@@ -154,9 +173,8 @@ class Faults:
         """Tell of a loss that is far above those of the last steps, in deviations that outliers do not widen."""
         if len(self.losses) >= LEAST:
             middle = statistics.median(self.losses)
-            spread = 1.4826 * statistics.median(abs(other - middle) for other in self.losses)
-            above = (loss - middle) / max(spread, 1e-3 * abs(middle), 1e-9)
-            if above > LIMIT:
+            above = _above(loss, self.losses)
+            if above > LIMIT and _above_in_ratio(loss, self.losses) > RATIO_LIMIT:
                 told = f"the loss spikes: {loss:.4f} is {above:.0f} deviations above the median {middle:.4f}"
                 self._tell(Fault(step, "spikes", f"{told} of the last {len(self.losses)} steps"))
         self.losses.append(loss)

@@ -113,12 +113,14 @@ PADDINGS = [
 
 
 @pytest.mark.parametrize(("padding", "last"), PADDINGS)
-@pytest.mark.parametrize("pool", ["first", "last"])
+@pytest.mark.parametrize("pool", ["first", "last", "mean"])
 @pytest.mark.parametrize("activation", ["tanh", None])
 def test_sequence_classification(padding: Tensor | None, last: list[int], pool: str, activation: str | None) -> None:
     module, _ = head("sequence_classification", labels=3, pool=pool, activation=activation)
     x, targets = states(), torch.tensor([2, 0])
-    pooled = x[:, 0] if pool == "first" else x[torch.arange(2), last]
+    real = [slice(None)] * 2 if padding is None else list(padding)
+    mean = torch.stack([row[used].mean(0) for row, used in zip(x, real, strict=True)])
+    pooled = {"first": x[:, 0], "last": x[torch.arange(2), last], "mean": mean}[pool]
     want = module.out(torch.tanh(module.dense(pooled)) if activation else pooled)
     torch.testing.assert_close(module(x, context(padding)).logits, want)
     same_loss(module.loss(x, targets, context(padding)), F.cross_entropy(want, targets), 2, x)

@@ -11,6 +11,7 @@ from mlplatform.errors import SpecError
 from mlplatform.registry import Spec
 
 ROW: dict[str, Any] = {"text": " A  Text\n", "n": 3, "tags": ["a", "b"], "flag": True, "none": None}
+ROW["boxes"] = {"category": ["seven"], "bbox": [[0, 0, 8, 8]]}
 CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "rename": ({"kind": "rename", "columns": {"review": "text"}}, {"review": " A  Text\n", "text": None}),
     "exchange": ({"kind": "rename", "columns": {"n": "text", "text": "n"}}, {"n": " A  Text\n", "text": 3}),
@@ -20,6 +21,8 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "replace": ({"kind": "replace", "column": "text", "pattern": r"(\w)ext", "by": r"\1es\1"}, {"text": " A  TesT\n"}),
     "split": ({"kind": "split", "column": "text"}, {"text": ["A", "Text"]}),
     "split at": ({"kind": "split", "column": "text", "separator": "  "}, {"text": [" A", "Text\n"]}),
+    "take": ({"kind": "take", "column": "label", "entry": "tags.1"}, {"label": "b"}),
+    "take inner": ({"kind": "take", "column": "text", "entry": "boxes.category.0"}, {"text": "seven"}),
     "template": ({"kind": "template", "column": "all", "text": "{{{n}}}: {text}"}, {"all": "{3}:  A  Text\n"}),
 }
 KEEPS: dict[str, tuple[dict[str, Any], bool]] = {
@@ -42,6 +45,9 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no text": ({"kind": "strip", "column": "n"}, "'n' is a number, and a text is needed"),
     "null": ({"kind": "split", "column": "none"}, "'none' is null, and a text is needed"),
     "no size": ({"kind": "length", "column": "n"}, "'n' is a number, and a text or a list is needed"),
+    "no entry": ({"kind": "take", "column": "n", "entry": "boxes.category.1"}, r"'boxes.category' has no entry '1'"),
+    "no name": ({"kind": "take", "column": "n", "entry": "boxes.category.x"}, r"'boxes.category' has no entry 'x'"),
+    "no nest": ({"kind": "take", "column": "n", "entry": "n.x"}, r"'n' has no entry 'x'"),
     "taken": ({"kind": "rename", "columns": {"n": "text"}}, "there is a column 'n' already"),
 }
 WRONG: dict[str, tuple[dict[str, Any], str]] = {

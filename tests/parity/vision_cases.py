@@ -38,6 +38,14 @@ def vit(variant: str, model: type, more: dict[str, Any] | None = None, **kw: Any
     return Case("vit", variant, model, tf.ViTConfig(**{**IMAGE, **(more or {})}), paddings=(None,), **kw)
 
 
+def resnet(variant: str, more: dict[str, Any] | None = None, **kw: Any) -> Case:
+    size = {"embedding_size": 12, "hidden_sizes": [8, 16, 24], "depths": [1, 2, 1], "num_labels": 3}
+    config = tf.ResNetConfig(**{**size, **(more or {})})
+    kw.setdefault("break_at", ("trunk.activation", "gelu"))
+    kw.setdefault("inputs", lambda _: images(32, 24))
+    return Case("resnet", variant, tf.ResNetForImageClassification, config, paddings=(None,), **kw)
+
+
 def masked_images(_: str | None) -> dict[str, Tensor]:
     marked = torch.rand(ROWS, 16, generator=torch.Generator().manual_seed(5)) < 0.4
     return {**images(), "bool_masked_pos": marked}
@@ -149,6 +157,12 @@ VISION = [
         inputs=masked_images,
         fields=("reconstruction", *STATES),
         labels=False,
+    ),
+    resnet("classification"),
+    resnet(
+        "classification-basic",
+        {"layer_type": "basic", "downsample_in_first_stage": True, "hidden_act": "gelu"},
+        break_at=("trunk.activation", "relu"),
     ),
     clip("plain", fields=(*PAIR, *TOWERS, *PAIR_STATES)),
     clip(

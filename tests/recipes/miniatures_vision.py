@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+import mlplatform as mp
+
 
 def clip(folder: Path) -> list[str]:
     """Squares of ten greys, each with its digit."""
@@ -26,12 +28,24 @@ def clip(folder: Path) -> list[str]:
     return [*files, *(f"{tower}.{size}" for tower in towers for size in sizes)]
 
 
+SCENES = ["data.count=60", "data.held_out=8"]
+THIN = ["stem=8", "widths=[8, 8]", "depths=[1, 1]"]
+
+
 def detr(folder: Path) -> list[str]:
-    """Few scenes, thin towers."""
+    """Few scenes, thin towers, and a backbone that another run could have left."""
     sizes = ("dim=16", "depth=1", "layer.attention.heads=2", "layer.mlp.width=16")
     towers = [f"model.{tower}.{size}" for tower in ("encoder", "decoder") for size in sizes]
-    backbone = "model.backbone.trunk={stem: 8, widths: [8, 8], depths: [1, 1]}"
-    return ["data.count=60", "data.held_out=8", *towers, "model.decoder.layer.cross.heads=2", backbone]
+    mp.save(
+        mp.build("resnet", [f"trunk.{size}" for size in (*THIN, "stages=[2]", "bottleneck=false")]), folder / "start"
+    )
+    backbone = [*(f"model.backbone.trunk.{size}" for size in THIN), f"init_parts={{backbone: {folder / 'start'}}}"]
+    return [*SCENES, *towers, "model.decoder.layer.cross.heads=2", *backbone]
 
 
-MINIATURES: dict[str, Callable[[Path], list[str]]] = {"clip": clip, "detr": detr}
+def resnet_digits(folder: Path) -> list[str]:
+    """Few scenes, thin stages."""
+    return [*SCENES, *(f"model.trunk.{size}" for size in THIN)]
+
+
+MINIATURES: dict[str, Callable[[Path], list[str]]] = {"clip": clip, "detr": detr, "resnet_digits": resnet_digits}

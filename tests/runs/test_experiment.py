@@ -12,11 +12,13 @@ import torch
 from safetensors.torch import load_file
 from tiny_runs import composed, curves, finished, prepared
 
-from mlplatform.errors import CheckpointError, SpecError
+from mlplatform.cli.compose import compose_model
+from mlplatform.errors import CheckpointError, PlatformError, SpecError
 from mlplatform.models import build
 from mlplatform.registry import Spec
 from mlplatform.runs.experiment import Experiment
 from mlplatform.runs.launch import start as start_run
+from mlplatform.runs.weights import load_run, start_of
 from mlplatform.training.checkpoints import newest_whole
 
 
@@ -122,3 +124,55 @@ def test_patterns_are_checked_before_anything_is_written(tmp_path: Path) -> None
         experiment(tmp_path, "freeze=[trunk.inputt]").check()
     with pytest.raises(SpecError, match="no parameter to train"):
         experiment(tmp_path, "freeze=['*']").check()
+
+
+# ---- parts that start with the weights of others ----
+
+
+def test_a_part_starts_with_anothers_weights_and_the_rest_as_new(tmp_path: Path) -> None:
+    first = finished(tmp_path, "model.heads.lm.tied=false")
+    made = experiment(tmp_path, f"init_parts={{trunk: {first}}}", "model.heads.lm.tied=false", "seed=5")
+    made.check()
+    begun, given = made.build_model().state_dict(), load_run(first).state_dict()
+    fresh = build(made.model, seed=5).state_dict()
+    assert all(torch.equal(begun[name], given[name]) for name in given if name.startswith("trunk."))
+    assert torch.equal(begun["head.out.weight"], fresh["head.out.weight"])
+    assert not torch.equal(begun["head.out.weight"], given["head.out.weight"])
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_tower_starts_with_hugging_faces_weights(tmp_path: Path, whole: bool) -> None:
+    from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel
+
+    torch.manual_seed(3)
+    spec = compose_model("clip_tiny").check().config
+    trunk = spec["vision"]["trunk"]
+    size = {
+        "hidden_size": trunk["dim"],
+        "num_hidden_layers": trunk["depth"],
+        "image_size": trunk["input"]["image_size"],
+    }
+    size |= {"patch_size": trunk["input"]["patch"], "intermediate_size": trunk["layer"]["mlp"]["width"]}
+    vision = CLIPVisionConfig(**size, num_attention_heads=trunk["layer"]["attention"]["heads"])
+    theirs = CLIPModel(CLIPConfig(vision_config=vision.to_dict())) if whole else CLIPVisionModel(vision)
+    theirs.save_pretrained(tmp_path / "clip")
+    model = start_of(spec, None, {"vision": str(tmp_path / "clip")}, seed=1).state_dict()
+    fresh = build(spec, seed=1).state_dict()
+    known = load_file(tmp_path / "clip" / "model.safetensors")
+    (name,) = (name for name in known if "text" not in name and name.endswith("layers.0.self_attn.q_proj.weight"))
+    assert torch.equal(model["vision.trunk.layers.0.attention.q.weight"], known[name])
+    assert all(torch.equal(model[name], fresh[name]) for name in model if name.startswith("text."))
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ("{{trunks: {first}}}", r"init_parts.trunks: the model has no such part \(did you mean 'trunk'\?\)"),
+        ("{{trunk: no/such}}", "'no/such' is neither a folder here"),
+        ("{{trunk: {first}}}", r"init_parts.trunk=.*is \[\d+, 32\] there and \[\d+, 64\] in this run's model"),
+    ],
+)
+def test_a_part_that_does_not_fit_is_refused(tmp_path: Path, parts: str, words: str) -> None:
+    first = finished(tmp_path)
+    with pytest.raises(PlatformError, match=words):
+        experiment(tmp_path, f"init_parts={parts.format(first=first)}", "model.trunk.dim=64").check()

@@ -188,6 +188,14 @@ def test_a_loss_that_stands_still_makes_no_spike_of_a_hair() -> None:
     assert len(faults(*[2.0] * 100, 2.1)) == 1
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_losses_near_nothing_differ_by_factors(seed: int) -> None:
+    drawn = torch.randn(600, generator=torch.Generator().manual_seed(seed))
+    small = [1e-3 * math.exp(1.2 * float(z)) for z in drawn]  # a classifier that is nearly always right
+    assert faults(*small) == []
+    assert [fault.step for fault in faults(*small, 100.0)] == [601]
+
+
 def test_counts_and_losses_go_on_after_a_resume() -> None:
     told: list[tuple[Fault, int]] = []
     watch = Faults(Skip(), lambda fault, count: told.append((fault, count)))

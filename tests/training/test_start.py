@@ -18,7 +18,7 @@ from mlplatform.interop import save
 from mlplatform.models import build
 from mlplatform.models.start import Drawn, later
 from mlplatform.registry import Spec
-from mlplatform.runs.weights import initial, start_of
+from mlplatform.runs.weights import initial, values_of
 from mlplatform.training.strategies import Place
 
 pytestmark = pytest.mark.distributed
@@ -78,7 +78,7 @@ def _read(folder: Path) -> None:
         source = str(folder / name)
         for kind in ("fsdp", "tp"):
             model: Any = build(spec, device="meta")
-            model.first_values = start_of(model, source, 7)
+            model.first_values = values_of(model, source, 7)
             same(divided(model, kind), initial(spec, source, 7))
 
 
