@@ -23,12 +23,13 @@ from mlplatform.errors import RunError, SpecError, listing
 from mlplatform.models import build
 from mlplatform.models.costs import PRECISIONS
 from mlplatform.models.share import Share
+from mlplatform.models.start import Drawn
 from mlplatform.models.trained import adapter_alone
 from mlplatform.registry import Natural, Spec, Text, block
 from mlplatform.runs.launchers.local import Local
 from mlplatform.runs.teacher import Teacher
 from mlplatform.runs.trackers import trackers
-from mlplatform.runs.weights import start_of
+from mlplatform.runs.weights import start_of, values_of
 from mlplatform.training import optimizers
 from mlplatform.training.engine import preflight
 from mlplatform.training.freezing import freeze
@@ -177,19 +178,23 @@ class Experiment:
         count, trained = _size(shell), sum(p.numel() for _, p in optimizers.trainable(shell))
         weight, gradient, moments, _ = PRECISIONS.get(self.trainer["precision"], PRECISIONS["bf16-mixed"])
         beside = weight if self._has_reference(shell) else 0
-        each = beside + weight + (gradient + moments * MOMENTS.get(self.optimizer.kind, 0.0)) * trained / count
-        if place.device == "cuda":
+        arrangement = self.strategy.build()
+        held = arrangement.portions(shell, place.processes)
+        kept = moments * MOMENTS.get(self.optimizer.kind, 0.0) * held.moments
+        each = beside + weight * held.weights + (gradient * held.gradients + kept) * trained / count
+        if place.device == "cuda" and not arrangement.offload:
             there = torch.cuda.get_device_properties(0).total_memory
         else:  # processes on one machine share its memory
             there = psutil.virtual_memory().total // place.devices
         if count * each <= there:
             return
         most = int(there / each)
-        parts = "weights and gradients" if each == beside + weight + gradient else "weights, gradients and optimizer"
+        parts = "weights, gradients and optimizer" if kept else "weights and gradients"
         parts += " and the reference" if beside else ""
+        shared = f" on each of {place.processes} devices" if place.processes > 1 else ""
         raise RunError(
-            f"model: {count / 1e9:.2f}B parameters need {count * each / 2**30:.0f} GiB for {parts}, and a device here "
-            f"has {there / 2**30:.0f}: room for {most / 1e9:.1f}B; {self._smaller(most, sizes)}"
+            f"model: {count / 1e9:.2f}B parameters need {count * each / 2**30:.0f} GiB for {parts}{shared}, and a "
+            f"device here has {there / 2**30:.0f}: room for {most / 1e9:.1f}B; {self._smaller(most, sizes)}"
         )
 
     def _smaller(self, most: int, sizes: Sizes | None) -> str:
@@ -270,11 +275,22 @@ class Experiment:
         return "reference" in self.task.signature.handed and not adapter_alone(model)
 
     def _start(self) -> nn.Module:
-        """Return the model with the weights training starts from. Raises CheckpointError."""
-        return start_of(self.model.data, self.init_from, self.init_parts, self.seed)
+        """Return the model with the weights training starts from, or, where ranks fill their own parts, without any.
+
+        Raises:
+            CheckpointError: what it starts from is damaged or of another model.
+        """
+        if not self._in_parts:
+            return start_of(self.model.data, self.init_from, self.init_parts, self.seed)
+        model = build(self.model, device="meta")
+        first = Drawn(self.seed) if self.init_from is None else values_of(model, self.init_from, self.seed)
+        model.first_values = first  # type: ignore[assignment]
+        return model
 
     def build_model(self) -> nn.Module:
         """Build the model, with the weights of `init_from` and `init_parts`; what `freeze` names does not train.
+
+        Where the strategy's ranks fill their own parts, it is on the meta device, and says where its values come from.
 
         Raises:
             CheckpointError: one of them is damaged or of another model.
@@ -284,6 +300,13 @@ class Experiment:
             self.teacher.start(model)
         self._choose_parts(model)
         return model.train()
+
+    @property
+    def _in_parts(self) -> bool:
+        """Whether ranks fill their own parts. Adapters, parts of other models and references need the whole."""
+        whole = self.adapter is not None or bool(self.init_parts) or "reference" in self.task.signature.handed
+        whole |= self.teacher is not None and self.teacher.layers is not None
+        return self.strategy.build().fills and not whole
 
     def _choose_parts(self, model: nn.Module) -> None:
         """Freeze what does not train, and put the adapter in."""

@@ -7,7 +7,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -127,12 +127,13 @@ def fit(
         RunError: the loss is not finite, the disk is full, or a second SIGINT.
     """
     settings: TrainerSettings = trainer.build()
-    place, arrangement = Place.find(settings.accelerator, settings.devices), strategy.build()
+    place = replace(Place.find(settings.accelerator, settings.devices), timeout=settings.timeout)
+    arrangement = strategy.build()
     shown: Display = (show or display()) if place.rank == 0 else Quiet()
     watchdog = _watchdog(data)
     feed = Feed(data.train_dataloader(), now, watchdog.each)
     keep = partial(prune, folder, settings.keep, settings.keep_best) if folder is not None else None
-    io = FolderIO(extra, kept=keep, background=True)
+    io = FolderIO(extra, live=task.model.state_dict, kept=keep, background=True)
     with StopSignals() as signals, watchdog, _quiet_lightning():
         session = Session(
             _course(settings, schedule, data),

@@ -31,6 +31,7 @@ class TrainerSettings:
         activation_checkpointing: layers computed again in the backward pass instead of being kept: `full` for all, or
             path patterns (`["trunk.layers.*[02468]"]`); null for none.
         on_bad_loss: what is done when the loss or the gradient is not finite: stop, skip or roll_back; null for stop.
+        timeout: seconds a rank waits for the others in a collective before the run fails.
         restarts: times the ranks are started again, from the last checkpoint, when one of them dies.
     """
 
@@ -52,6 +53,7 @@ class TrainerSettings:
         compile: bool = False,
         activation_checkpointing: Literal["full"] | list[Text] | None = None,
         on_bad_loss: Annotated[Spec, "bad_loss"] | None = None,
+        timeout: Positive = 1800,
         restarts: Natural = 0,
     ) -> None:
         self.max = Length.parse(max)
@@ -63,7 +65,7 @@ class TrainerSettings:
         self.log_every, self.validate_every, self.checkpoint_every = log_every, validate_every, checkpoint_every
         self.keep, self.keep_best, self.monitor, self.ema = keep, keep_best, monitor, ema
         self.compile, self.activation_checkpointing = compile, activation_checkpointing
-        self.on_bad_loss, self.restarts = on_bad_loss, restarts
+        self.on_bad_loss, self.timeout, self.restarts = on_bad_loss, timeout, restarts
 
     def plan(self, steps_per_epoch: float) -> Plan:
         """Return the intervals in steps, tokens or seconds."""

@@ -19,6 +19,7 @@ from mlplatform.data.material import DocumentMaterial
 from mlplatform.data.module import DataModule
 from mlplatform.data.sources import JSONLines
 from mlplatform.models import build
+from mlplatform.models.start import Drawn, later
 from mlplatform.processors.tokenizer import train
 from mlplatform.registry import Spec
 from mlplatform.training.engine import Result, fit
@@ -81,7 +82,8 @@ def make(folder: Path, model: str, strategy: Spec, micro: int) -> Made:
         pairs = Pairs(folder / "pairs", micro=4 * micro, strategy=strategy.data)
         return Made(pairs.task, pairs.data)
     name, task, kind, overrides = TOWERS[model]
-    built = build(compose_model(name, overrides).check().config, seed=1)
+    spec = compose_model(name, overrides).check().config
+    built = later(spec, Drawn(1)) if strategy.build().fills else build(spec, seed=1)
     made = Spec.of({"kind": task}, "task", "task").build(model=built)
     words = train(texts(10), VOCABULARY, kind)  # type: ignore[arg-type]
     layout = "packed" if task == "causal_lm" else "padded"

@@ -16,12 +16,16 @@ Accelerator = Literal["auto", "cpu", "cuda"]
 
 @dataclass(frozen=True)
 class Place:
-    """Where this process stands: its device type, devices of this machine, and ranks of the whole run."""
+    """Where this process stands: its device type, devices of this machine, and ranks of the whole run.
+
+    `timeout` is how many seconds a collective waits for the other ranks.
+    """
 
     device: str
     devices: int
     rank: int = 0
     world: int = 1
+    timeout: int = 1800
 
     @classmethod
     def find(cls, accelerator: Accelerator, devices: int) -> Place:

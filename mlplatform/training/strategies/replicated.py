@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+from typing import NamedTuple
+
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from torch import device, nn
@@ -14,17 +17,29 @@ from mlplatform.training.precision import PrecisionName
 from mlplatform.training.strategies.place import Place
 
 
+class Portions(NamedTuple):
+    """Which share of a run's weights, gradients and moments one rank holds."""
+
+    weights: float = 1.0
+    gradients: float = 1.0
+    moments: float = 1.0
+
+
 class Arrangement:
     """What all strategies share: how processes divide the data and the model, and what they refuse.
 
     Attributes:
         precisions: those it can train in, where the device can.
         averages: whether an average of the weights can be kept beside them.
+        fills: whether ranks give memory to their own parts of a model that has none yet.
+        offload: whether what a rank holds lies in the machine's memory instead of the device's.
         leaves_out: whether a step whose loss is not finite can be left out; an engine that clips as it steps can't.
     """
 
     kind: str
     averages = True
+    fills = False
+    offload = False
     leaves_out = True
     precisions: tuple[PrecisionName, ...] = ("fp32", "bf16-mixed", "bf16-true", "fp16-mixed", "fp8")
 
@@ -36,6 +51,10 @@ class Arrangement:
 
     def check_model(self, model: nn.Module, optimizer: Spec, place: Place) -> None:
         """Raise SpecError when the model or the optimizer can't be divided so. The model is one on the meta device."""
+
+    def portions(self, model: nn.Module, processes: int) -> Portions:
+        """Return how much of a model each of so many ranks holds. The model is one on the meta device."""
+        return Portions()
 
     def share(self, place: Place) -> Share:
         """Return which part of each batch and of the model is this process's."""
@@ -95,4 +114,8 @@ class DDP(Arrangement):
     def build(self, place: Place, share: Share, clip_norm: float | None = None) -> Strategy:
         """Return Lightning's strategy. Raises RunError when several devices are asked for and nobody started them."""
         started(place)
-        return DDPStrategy(process_group_backend=place.backend, find_unused_parameters=self.find_unused_parameters)
+        return DDPStrategy(
+            process_group_backend=place.backend,
+            find_unused_parameters=self.find_unused_parameters,
+            timeout=timedelta(seconds=place.timeout),
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from datetime import timedelta
 from typing import Any
 
 from lightning.pytorch.plugins import DeepSpeedPrecision, Precision
@@ -15,7 +16,7 @@ from mlplatform.registry import Positive, Spec, block
 from mlplatform.training import precision
 from mlplatform.training.precision import PrecisionName
 from mlplatform.training.strategies.place import Place
-from mlplatform.training.strategies.replicated import Arrangement, started
+from mlplatform.training.strategies.replicated import Arrangement, Portions, started
 from mlplatform.training.strategies.sharded import ELEMENTWISE
 
 
@@ -24,7 +25,6 @@ class ZeRO(Arrangement):
 
     stage: int
     leaves_out = False
-    offload = False
     precisions: tuple[PrecisionName, ...] = ("fp32", "bf16-mixed")
 
     def check(self, place: Place, number: PrecisionName = "fp32") -> None:
@@ -50,6 +50,11 @@ class ZeRO(Arrangement):
             told = f"{self.kind} can't divide the scalar {listing(scalars)}; use fsdp"
             raise SpecError(problems=[("strategy", told)])
 
+    def portions(self, model: nn.Module, processes: int) -> Portions:
+        """Return a part of the moments, from stage 2 on of the gradients, and at stage 3 of the weights."""
+        part = 1 / processes
+        return Portions(part if self.stage > 2 else 1.0, part if self.stage > 1 else 1.0, part)
+
     def share(self, place: Place) -> Share:
         """Return which part of each batch is this process's."""
         from mlplatform.training.sharding.zero import ZeroShare
@@ -71,7 +76,9 @@ class ZeRO(Arrangement):
 
         started(place)
         assert isinstance(share, ZeroShare)
-        return ZeroStrategy(share, place.backend, self.options(), clip_norm)
+        strategy = ZeroStrategy(share, place.backend, self.options(), clip_norm)
+        strategy._timeout = timedelta(seconds=place.timeout)
+        return strategy
 
 
 @block("strategy/zero1")
