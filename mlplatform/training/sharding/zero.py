@@ -27,6 +27,18 @@ class ZeroShare(Share):
     clips = False
     engine: Any = None
 
+    def divide(self, model: nn.Module) -> None:
+        """Give scalar weights a dimension, in place: DeepSpeed sends nothing without one between ranks.
+
+        What reads them works on, by broadcasting; checkpoints hold them as they were.
+        """
+        for module in model.modules():
+            for name, p in list(module.named_parameters(recurse=False)):
+                if p.ndim == 0:
+                    row: Any = nn.Parameter(p.detach()[None], requires_grad=p.requires_grad)
+                    row.scalar = True
+                    module.register_parameter(name, row)
+
     @property
     def divides(self) -> bool:  # type: ignore[override]
         """Whether a rank holds but a part of the weights."""
@@ -50,7 +62,15 @@ class ZeroShare(Share):
 
     def shape(self, parameter: Any) -> torch.Size:
         """Return the shape of a whole parameter."""
-        return getattr(parameter, "ds_shape", parameter.shape)
+        return torch.Size() if hasattr(parameter, "scalar") else getattr(parameter, "ds_shape", parameter.shape)
+
+    def whole(self, parameter: Tensor, part: Tensor) -> Tensor:
+        """Return an average of a parameter in the parameter's whole shape."""
+        return part.view(self.shape(parameter))
+
+    def part(self, parameter: Tensor, whole: Tensor) -> Tensor:
+        """Return an average of a parameter in the shape it has here."""
+        return whole.view(parameter.shape)
 
 
 class ZeroStrategy(DeepSpeedStrategy):
@@ -104,10 +124,16 @@ class ZeroStrategy(DeepSpeedStrategy):
                 child.to(self.root_device)
         engine, optimizer = super()._setup_model_and_optimizer(model.model, optimizer, lr_scheduler)
         self.share.engine = engine
+        for p in model.model.parameters():
+            if hasattr(p, "scalar"):
+                p.is_external_param = True  # read by the task too, so no pass of the model may put it away
         _gather_small(optimizer)
         return engine, optimizer
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        gradients = getattr(self.deepspeed_engine.optimizer, "grad_partitions_flat_buffer", None)
+        if gradients is not None:  # stage 3 adds a weight's first gradient to its last step's, unless it comes at once
+            gradients.zero_()
         return self.lightning_module.training_step(*args, **kwargs)  # type: ignore[union-attr]
 
     def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -131,6 +157,10 @@ class ZeroStrategy(DeepSpeedStrategy):
         module: Any = self.lightning_module
         return dict(module.model.named_parameters())
 
+    def _whole(self, parameter: nn.Parameter, gathered: Any) -> Tensor:
+        """Return a gathered weight or moment as checkpoints hold it."""
+        return gathered.cpu().view(self.share.shape(parameter))
+
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Return all weights, those that train in fp32, gathered on every rank."""
         from deepspeed.runtime.zero import GatheredParameters
@@ -144,10 +174,10 @@ class ZeroStrategy(DeepSpeedStrategy):
             if p is None:
                 found[f"model.{name}"] = tensor
             elif p.requires_grad:
-                found[f"model.{name}"] = _cpu(safe_get_full_fp32_param(p))
+                found[f"model.{name}"] = self._whole(p, safe_get_full_fp32_param(p))
             else:
                 with GatheredParameters([p]):
-                    found[f"model.{name}"] = p.detach().cpu().clone()
+                    found[f"model.{name}"] = self._whole(p, p.detach()).clone()
         _gather_small(self.optimizers[0])
         return found
 
@@ -178,8 +208,9 @@ class ZeroStrategy(DeepSpeedStrategy):
         for group, flats in zip(base.param_groups, _flats(optimizer), strict=True):
             held = base.state.get(flats[0], {})
             for name in group["param_names"] if held else ():
+                p = parameters[name]
                 entries[name] = {
-                    key: _cpu(safe_get_full_optimizer_state(parameters[name], key)) if _flat(value) else deepcopy(value)
+                    key: self._whole(p, safe_get_full_optimizer_state(p, key)) if _flat(value) else deepcopy(value)
                     for key, value in held.items()
                 }
         groups = [{key: value for key, value in group.items() if key != "params"} for group in base.param_groups]
@@ -191,15 +222,16 @@ class ZeroStrategy(DeepSpeedStrategy):
         base, parameters = _base(optimizer), self._parameters()
         entries = by_name(state)
         options = {name: group for group in state["param_groups"] for name in group["param_names"]}
+        each = {key for entry in entries.values() for key, value in entry.items() if _flat(value)}
         for group, flats in zip(base.param_groups, _flats(optimizer), strict=True):
             saved, first = options[group["param_names"][0]], entries.get(group["param_names"][0], {})
             group.update({key: value for key, value in saved.items() if key not in ("params", "param_names")})
             for flat in flats:
-                base.state[flat] = {k: torch.zeros_like(flat) if _flat(v) else deepcopy(v) for k, v in first.items()}
+                base.state[flat] = {k: torch.zeros_like(flat) if k in each else deepcopy(v) for k, v in first.items()}
         _link(optimizer)
         for name, entry in entries.items():
             for key, value in entry.items():
-                if _flat(value):
+                if key in each:
                     _put(parameters[name], value.float().to(self.root_device), key)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
@@ -229,10 +261,6 @@ def _gather_small(optimizer: Any) -> None:
     missing = [p for p in small if p.ds_status.name == "NOT_AVAILABLE"]
     if missing:
         missing[0].all_gather(missing)
-
-
-def _cpu(tensor: Any) -> Tensor:
-    return tensor.cpu()
 
 
 def _flat(value: Any) -> bool:
