@@ -51,6 +51,12 @@ TOWERS = {
         "trunk.layer.attention.heads=4", "trunk.layer.attention.kv_heads=1", "trunk.layer.attention.qk_norm=true",
         "trunk.layer.attention.bias=true", "trunk.layer.attention.rope=null", "trunk.layer.attention.gate=true",
         "trunk.position_bias={kind: alibi}", "trunk.layer.mlp.width=48", "trunk.layer.mlp.bias=true",
+        "heads.lm.tied=false", "heads.lm.bias=true",
+    ]),
+    "bert": ("bert_tiny", "masked_lm", "masked", [
+        "trunk.dim=32", "trunk.depth=1", "trunk.context_length=32", f"trunk.input.vocab={VOCABULARY}",
+        "trunk.layer.attention.heads=4", "trunk.layer.mlp.width=48", "trunk.input.dropout=0", "trunk.layer.dropout=0",
+        "trunk.layer.attention.dropout=0",
     ]),
 }  # fmt: skip
 MODELS = ("llama", "afmoe", "t5", "clip")

@@ -39,6 +39,7 @@ PRECISIONS = {"fp32": 1e-5, "bf16-mixed": 0.01, "bf16-true": 0.03, "fp16-mixed":
 """How far a loss may be from that of one process in the same precision."""
 MORE: dict[str, dict[str, Any]] = {
     "one key head, norms of heads, biases, slopes": {"model": "variety"},
+    "a masked head": {"model": "bert"},
     "pairs in pieces": {"model": "clip", "micro": 1},
     "averaged weights": {"trainer": {"ema": 0.9}},
     "recomputed layers": {"trainer": {"activation_checkpointing": "full", "clip_norm": None}},

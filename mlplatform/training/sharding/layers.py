@@ -4,7 +4,8 @@ A block that can be divided has
 
     splits      the names of its modules: `columns` (a linear map by what it writes), `rows` (by what it reads, its
                 results are summed), `heads` (a norm of each head by itself), `groups` (keys and values, of which
-                there may be fewer than ranks), `bias` (what is added to scores, by heads), `experts` (by their width)
+                there may be fewer than ranks), `bias` (what is added to scores, by heads), `experts` (by their width);
+                `table` and `vocabulary`, where ranks divide the number of tokens (vocabulary.py)
     divisible() by name, the numbers that the ranks must divide; empty where the block can't be divided
 
 A block without them, or with parts that are not plain linear maps (adapters, 4 bits), is held whole by every rank.
@@ -28,6 +29,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 from mlplatform.errors import SpecError, listing
+from mlplatform.training.sharding.vocabulary import divide_vocabulary
 
 LINEAR = ("columns", "rows", "groups")
 
@@ -69,16 +71,16 @@ def divide_layers(model: nn.Module, mesh: DeviceMesh) -> None:
         for name, how in module.splits.items():
             part = getattr(module, name, None) if name else module
             if part is not None:
-                style = _style(how, module, mesh)
-                style.src_data_rank = None  # all ranks hold the same weights: each cuts its part out
                 trained = {key for key, p in part.named_parameters() if p.requires_grad}
-                parallelize_module(part, mesh, style)
+                # All ranks hold the same weights: each cuts its part out.
+                parallelize_module(part, mesh, _style(how, module, mesh), src_data_rank=None)
                 for key, p in part.named_parameters():
                     p.requires_grad_(key in trained)
+    divide_vocabulary(model, mesh)
 
 
 def _numbers(module: Any) -> dict[str, int]:
-    return module.divisible() if hasattr(module, "splits") else {}
+    return module.divisible() if hasattr(module, "divisible") else {}
 
 
 def _able(module: Any) -> bool:
