@@ -28,6 +28,7 @@ from mlplatform.training.faults import Fault, Stop
 from mlplatform.training.freezing import matches
 from mlplatform.training.meters import Feed, Speed, peak_flops
 from mlplatform.training.progress import Display, Quiet, display
+from mlplatform.training.recompute import products_kept
 from mlplatform.training.rng import Randomness
 from mlplatform.training.saving import FolderIO
 from mlplatform.training.settings import TrainerSettings
@@ -196,10 +197,13 @@ def prepare_layers(model: nn.Module, settings: TrainerSettings) -> None:
         SpecError: the model has no layers, or none of a pattern's name.
     """
     again = settings.activation_checkpointing
-    patterns = ["*"] if again == "full" else again or []
+    patterns = ["*"] if isinstance(again, str) else again or []
     towers: Any = {n: m for n, m in model.named_modules() if hasattr(m, "checkpointed") and hasattr(m, "layers")}
     if not towers and (settings.compile or patterns):
         raise SpecError("trainer.compile and trainer.activation_checkpointing need a model made of layers")
+    if again == "selective" and settings.compile:
+        told = "torch.compile chooses by itself what is computed again; set it to null, or to full"
+        raise SpecError(problems=[("trainer.activation_checkpointing", told)])
     paths = [f"{name}.layers.{i}" for name, tower in towers.items() for i in range(len(tower.layers))]
     for pattern in patterns:
         if not any(matches(path, [pattern]) for path in paths):
@@ -208,6 +212,8 @@ def prepare_layers(model: nn.Module, settings: TrainerSettings) -> None:
     for name, tower in towers.items():
         kept = {i for i in range(len(tower.layers)) if not matches(f"{name}.layers.{i}", patterns)}
         tower.checkpointed, tower.kept = len(kept) < len(tower.layers), frozenset(kept)
+        if again == "selective":
+            tower.contexts = products_kept()
         if settings.precision == "fp8":
             precision.in_8_bits(tower.layers)
         for layer in tower.layers if settings.compile else ():
