@@ -76,6 +76,9 @@ def preflight(
     if settings.ema is not None and not arrangement.averages:
         told = f"strategy={strategy.kind} keeps no average of its weights; set it to null, or use strategy=fsdp"
         raise SpecError(problems=[("trainer.ema", told)])
+    if settings.activation_checkpointing == "selective" and not arrangement.keeps_some:
+        told = f"strategy={strategy.kind} gathers weights within layers, as often as it likes; set it to full"
+        raise SpecError(problems=[("trainer.activation_checkpointing", told)])
     if settings.on_bad_loss is not None and settings.on_bad_loss.kind != "stop" and not arrangement.leaves_out:
         told = f"strategy={strategy.kind} can't take a step back; set trainer.on_bad_loss.kind=stop"
         raise SpecError(problems=[("trainer.on_bad_loss", told)])

@@ -22,6 +22,7 @@ from mlplatform.models import build
 from mlplatform.processors.tokenizer import train
 from mlplatform.registry import Spec
 from mlplatform.training.engine import Result, fit
+from mlplatform.training.freezing import freeze
 from mlplatform.training.progress import Lines
 from mlplatform.training.strategies import Place
 
@@ -74,6 +75,8 @@ class Cell(NamedTuple):
     micro: int = 2
     stop: int = 0
     """The step after which it is told to stop; 0 for its end."""
+    freeze: tuple[str, ...] = ()
+    adapter: dict[str, Any] | None = None
 
 
 class Made(NamedTuple):
@@ -81,17 +84,20 @@ class Made(NamedTuple):
     data: DataModule
 
 
-def make(folder: Path, model: str, strategy: Spec, micro: int) -> Made:
+def make(folder: Path, cell: Cell, strategy: Spec) -> Made:
     """Return the task of a small model, and its data as this process reads them."""
-    if model == "clip":
-        pairs = Pairs(folder / "pairs", micro=4 * micro, strategy=strategy.data)
+    if cell.model == "clip":
+        pairs = Pairs(folder / "pairs", micro=4 * cell.micro, strategy=strategy.data)
         return Made(pairs.task, pairs.data)
-    name, task, kind, overrides = TOWERS[model]
+    name, task, kind, overrides = TOWERS[cell.model]
     built = build(compose_model(name, overrides).check().config, seed=1)
+    freeze(built, cell.freeze)
+    if cell.adapter is not None:
+        Spec.of(cell.adapter, "adapter", "adapter").build().apply(built, seed=2)
     made = Spec.of({"kind": task}, "task", "task").build(model=built)
     words = train(texts(10), VOCABULARY, kind)  # type: ignore[arg-type]
     layout = "packed" if task == "causal_lm" else "padded"
-    shape = {"kind": "rows", "sequences": 8, "micro": micro, "length": 32, "layout": layout}
+    shape = {"kind": "rows", "sequences": 8, "micro": cell.micro, "length": 32, "layout": layout}
     share = strategy.build().share(Place.find("cpu", 1))
     material = DocumentMaterial(JSONLines(path=str(write_source(folder)), validation=0.1), words)
     collator = made.collator(words, 32)
@@ -106,7 +112,7 @@ def go(folder: Path, cell: Cell, rows: Path) -> tuple[list[tuple[int, dict[str, 
     """
     rows.mkdir(parents=True, exist_ok=True)
     strategy = Spec.of(cell.strategy, "strategy", "strategy")
-    made = make(rows, cell.model, strategy, cell.micro)
+    made = make(rows, cell, strategy)
     made.data.setup()
     logged: list[tuple[int, dict[str, float]]] = []
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from torch import device, nn
@@ -14,17 +16,27 @@ from mlplatform.training.precision import PrecisionName
 from mlplatform.training.strategies.place import Place
 
 
+class Held(NamedTuple):
+    """Which share of the model one rank holds as it trains."""
+
+    weights: float = 1.0
+    gradients: float = 1.0
+    moments: float = 1.0
+
+
 class Arrangement:
     """What all strategies share: how processes divide the data and the model, and what they refuse.
 
     Attributes:
         precisions: those it can train in, where the device can.
         averages: whether an average of the weights can be kept beside them.
+        keeps_some: whether results within a layer can be kept where the rest of it is computed again.
         leaves_out: whether a step whose loss is not finite can be left out; an engine that clips as it steps can't.
     """
 
     kind: str
     averages = True
+    keeps_some = True
     leaves_out = True
     precisions: tuple[PrecisionName, ...] = ("fp32", "bf16-mixed", "bf16-true", "fp16-mixed", "fp8")
 
@@ -36,6 +48,10 @@ class Arrangement:
 
     def check_model(self, model: nn.Module, optimizer: Spec, place: Place) -> None:
         """Raise SpecError when the model or the optimizer can't be divided so. The model is one on the meta device."""
+
+    def held(self, place: Place) -> Held:
+        """Return how much of the model a rank holds."""
+        return Held()
 
     def share(self, place: Place) -> Share:
         """Return which part of each batch and of the model is this process's."""
