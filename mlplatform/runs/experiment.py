@@ -193,8 +193,8 @@ class Experiment:
         parts += " and the reference" if beside else ""
         on = f" on each of {place.processes} devices" if place.processes > 1 else ""
         raise RunError(
-            f"model: {count / 1e9:.2f}B parameters need {count * each / 2**30:.0f} GiB{on} for {parts}, and a device here "
-            f"has {there / 2**30:.0f}: room for {most / 1e9:.1f}B; {self._smaller(most, sizes)}"
+            f"model: {count / 1e9:.2f}B parameters need {count * each / 2**30:.0f} GiB{on} for {parts}, "
+            f"and a device here has {there / 2**30:.0f}: room for {most / 1e9:.1f}B; {self._smaller(most, sizes)}"
         )
 
     def _smaller(self, most: int, sizes: Sizes | None) -> str:
