@@ -16,6 +16,7 @@ import lightning.pytorch as L
 import torch
 from torch import nn
 
+from mlplatform.blocks.moe import mixtures
 from mlplatform.errors import RunError, SpecError, did_you_mean, listing
 from mlplatform.models.costs import training_flops_per_token
 from mlplatform.models.share import Share
@@ -219,8 +220,11 @@ def prepare_layers(model: nn.Module, settings: TrainerSettings) -> None:
             tower.contexts = products_kept()
         if settings.precision == "fp8":
             precision.in_8_bits(tower.layers)
-        for layer in tower.layers if settings.compile else ():
-            layer.compile()
+        if settings.compile:
+            for _, moe in mixtures(tower):  # how many tokens an expert gets is in no shape
+                moe.experts.forward = torch.compiler.disable(moe.experts.forward)
+            for layer in tower.layers:
+                layer.compile()
 
 
 def _optimizer(spec: Spec, model: nn.Module) -> torch.optim.Optimizer:

@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from equivalence import MODELS, Cell, curve, largest_difference, together
+from strategy_tables import put, table
 
 from mlplatform.errors import SpecError
 from mlplatform.registry import Spec
@@ -19,7 +18,6 @@ from mlplatform.training.strategies import Place
 
 pytestmark = pytest.mark.distributed
 
-DOCS = Path(__file__).parents[2] / "docs" / "strategies.md"
 CLOSE = 1e-5
 SINGLE = {"kind": "single"}
 TWO: dict[str, dict[str, Any]] = {
@@ -131,25 +129,11 @@ def test_with_what_else_a_run_may_have(strategy: str, tmp_path: Path, alone: Any
             assert gap < close * (30 if metric == "train/grad_norm" else 1), f"{name}: {metric} {gap}"
 
 
-def table(lines: list[str], start: str) -> dict[str, list[str]]:
-    """Return the rows of the table under a heading, by their first cell."""
-    begin = lines.index(start)
-    rows: dict[str, list[str]] = {}
-    for line in lines[begin + 1 :]:
-        if line.startswith("#"):
-            break
-        if line.startswith("| `"):
-            name, *cells = (cell.strip() for cell in line.split("|")[1:-1])
-            rows[name.strip("`")] = cells
-    return rows
-
-
 LOSSES, NUMBERS = "## How closely", "## Precisions"
 
 
 def test_the_tables_are_not_stale() -> None:
-    lines = DOCS.read_text().splitlines()
-    losses, numbers = table(lines, LOSSES), table(lines, NUMBERS)
+    losses, numbers = table(LOSSES), table(NUMBERS)
     assert list(losses) == list(numbers) == [*TWO, *FOUR]
     for strategy, cells in losses.items():
         for model, cell in zip(MODELS, cells, strict=True):
@@ -164,17 +148,12 @@ def test_the_tables_are_not_stale() -> None:
 
 def write(found: dict[str, dict[str, str]]) -> None:
     """Put what was measured into the tables; rows that were not measured stay."""
-    lines = DOCS.read_text().splitlines()
+    losses, numbers = {}, {}
     for strategy, told in found.items():
-        kind = (TWO | FOUR)[strategy]
-        able = Spec.of(kind, "strategy", "strategy").build().precisions
-        exact: Callable[[str], str] = lambda model: told.get(model, "")  # noqa: B023, E731
-        losses = " | ".join(exact(model) for model in MODELS)
+        able = Spec.of((TWO | FOUR)[strategy], "strategy", "strategy").build().precisions
+        losses[strategy] = [told.get(model, "") for model in MODELS]
         fp32 = max(told[model] for model in trained(strategy))
-        cells = {**{p: "CUDA" if p == "fp8" else told.get(p, fp32) for p in able}}
-        numbers = " | ".join(cells.get(p, "no") for p in PRECISIONS)
-        for heading, row in ((LOSSES, losses), (NUMBERS, numbers)):
-            begin = lines.index(heading)
-            place = next(i for i, line in enumerate(lines) if i > begin and re.match(rf"\| `{strategy}` \|", line))
-            lines[place] = f"| `{strategy}` | {row} |"
-    DOCS.write_text("\n".join(lines) + "\n")
+        cells = {p: "CUDA" if p == "fp8" else told.get(p, fp32) for p in able}
+        numbers[strategy] = [cells.get(p, "no") for p in PRECISIONS]
+    put(LOSSES, losses)
+    put(NUMBERS, numbers)

@@ -24,7 +24,7 @@ def divide_vocabulary(model: nn.Module, mesh: DeviceMesh) -> None:
     for module, name in _parts(model, "table"):
         table: nn.Embedding = getattr(module, name)
         if table.num_embeddings % mesh.size() == 0:
-            parallelize_module(table, mesh, RowwiseParallel(input_layouts=Replicate()), src_data_rank=None)
+            parallelize_module(table, mesh, TableRows(input_layouts=Replicate()), src_data_rank=None)
     for head, _ in _parts(model, "vocabulary"):
         if head.out is not None and head.out.out_features % mesh.size() == 0:
             _cut(head.out, "weight", mesh)
@@ -33,6 +33,16 @@ def divide_vocabulary(model: nn.Module, mesh: DeviceMesh) -> None:
             _cut(head, "bias", mesh)
             head.project = MethodType(_project, head)
             head.cross_entropy = MethodType(_cross_entropy, head)
+
+
+class TableRows(RowwiseParallel):
+    """A table by its rows. The sum is waited for: compiled layers can't read a tensor that is still under way."""
+
+    @staticmethod
+    def _prepare_output_fn(
+        output_layouts: Any, use_local_output: bool, mod: nn.Module, outputs: Any, device_mesh: DeviceMesh
+    ) -> Tensor:
+        return outputs.redistribute(placements=output_layouts).to_local()
 
 
 def _parts(model: nn.Module, how: str) -> list[tuple[Any, str]]:
