@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from equivalence import Cell, curve, largest_difference, together
+from equivalence import TOWERS, Cell, curve, largest_difference, together
 from strategy_tables import put, table
 from test_equivalence import FOUR, SINGLE, TWO
 
@@ -67,7 +67,7 @@ def refusal(option: str, strategy: str) -> str | None:
         kind = Spec.of(one.strategy, "strategy", "strategy")
         trainer = Spec.of({"kind": "trainer", "max": "1 steps", **one.trainer}, "trainer", "trainer")
         preflight(trainer, kind, find=lambda *_: place)
-        shell = build(compose_model(f"{one.model}_tiny").check().config, device="meta")
+        shell = build(compose_model(*TOWERS[one.model][::3]).check().config, device="meta")
         if one.adapter is not None:
             Spec.of(one.adapter, "adapter", "adapter").build().apply(shell)
         kind.build().check_model(shell, Spec.of(one.optimizer, "optimizer", "optimizer"), place)

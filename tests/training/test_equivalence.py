@@ -28,6 +28,7 @@ TWO: dict[str, dict[str, Any]] = {
     "zero1": {"kind": "zero1"},
     "zero2": {"kind": "zero2"},
     "zero3": {"kind": "zero3", "keep": 100},
+    "fsdp_cp": {"kind": "fsdp_cp", "context": 2},
 }
 FOUR: dict[str, dict[str, Any]] = {
     "hybrid": {"kind": "fsdp", "replicate": 2},
@@ -49,7 +50,7 @@ SHORT = 4
 
 def trained(strategy: str) -> tuple[str, ...]:
     """Return the models a strategy is for."""
-    return ("afmoe",) if strategy == "ep" else MODELS
+    return {"ep": ("afmoe",), "fsdp_cp": ("llama",)}.get(strategy, MODELS)
 
 
 def refused(strategy: dict[str, Any], precision: Any) -> str | None:
