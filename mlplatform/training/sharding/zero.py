@@ -64,13 +64,9 @@ class ZeroShare(Share):
         """Return the shape of a whole parameter."""
         return torch.Size() if hasattr(parameter, "scalar") else getattr(parameter, "ds_shape", parameter.shape)
 
-    def whole(self, parameter: Tensor, part: Tensor) -> Tensor:
-        """Return an average of a parameter in the parameter's whole shape."""
-        return part.view(self.shape(parameter))
-
-    def part(self, parameter: Tensor, whole: Tensor) -> Tensor:
-        """Return an average of a parameter in the shape it has here."""
-        return whole.view(parameter.shape)
+    def held(self, parameter: nn.Parameter) -> Tensor:
+        """Return what this rank holds of a parameter, in the shape checkpoints have, to read and to change in place."""
+        return parameter.detach().view(()) if hasattr(parameter, "scalar") else parameter.detach()
 
 
 class ZeroStrategy(DeepSpeedStrategy):
