@@ -2,8 +2,8 @@
 
     python benchmarks/kills.py [200] [--seed 0]
 
-Half of the kills meet a process that trains and saves after every step, half two ranks that each write their half, of
-which one or both are killed. What was whole before a kill must be whole after it, and in the end every tensor must be
+Half of the kills meet a process that trains and saves after every step, half two ranks of fsdp that each write their
+half, of which one or both are killed. What was whole before a kill must be whole after it, and in the end every tensor must be
 that of a run nobody disturbed. It is the harness of tests/training/test_kills.py.
 """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,68 @@ OLD_SUFFIXES = {".gamma": ".weight", ".beta": ".bias"}
 """How TensorFlow-born BERT files name the two parameters of a norm."""
 
 
+class Opened:
+    """A folder whose files fit a YAML tensor for tensor; none was read yet.
+
+    Args:
+        folder: config.json and safetensors, as `save_pretrained` writes them.
+        find: returns the composed spec of the YAML for a config.json.
+        head: the name of a head under the YAML's `heads`; None for the one the file says it has. A head the file
+            has no weights for is a new one.
+        others: names the YAMLs that have a rule for a tensor, for messages.
+
+    Attributes:
+        model: what it holds, on the meta device.
+        fresh: the parts of it that are not in the files, each with its number of parameters.
+        theirs: the (first) tensor of the files that gives each of ours.
+
+    Raises:
+        CheckpointError: the files are damaged or unsafe, or don't fit.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        find: Find,
+        head: str | None = None,
+        others: Callable[[str], list[str]] | None = None,
+    ) -> None:
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}")
+        config = read_json(folder / "config.json")
+        _note_code(folder, config)
+        family = find(config)
+        self.head = head_of(config, family, head)
+        spec = read_config(config, family, self.head, find)
+        self.files = CheckpointFolder(folder)
+        spec = _untied_where_the_file_is(spec, self.files)
+        self.model = build(spec, device="meta")
+        self._pieces, self.fresh = _plan(self.model, spec, self.files, config, others, new_head=head is not None)
+        self.theirs = {name: piece.theirs[0] for piece in self._pieces for name in piece.ours}
+        self.model.hf_kept = kept_of(config, spec)  # type: ignore[assignment]
+        _check_types(self.model, self._pieces, self.files)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield our tensors by name, of the files' types; most are views of a file's map."""
+        shapes = {name: t.shape for name, t in self.model.state_dict().items()}
+        for piece in self._pieces:
+            for name, tensor in piece.to_ours(self.files.read, shapes, groups_of(self.model, piece)).items():
+                if tensor.shape != shapes[name]:
+                    raise CheckpointError(
+                        f"{self.files.files[piece.theirs[0]]}: '{piece.theirs[0]}' is {list(tensor.shape)}, "
+                        f"{name} of this config is {list(shapes[name])}"
+                    )
+                yield name, tensor
+        self.files.close()
+
+    def told_of_fresh(self) -> None:
+        """Warn of what the files lack."""
+        for part, count in self.fresh.items():
+            what = f"the head '{self.head}'" if part == "head" else part
+            log.warning("%s is not in %s: its %d parameters are initialised", what, self.files.folder, count)
+
+
 def load(
     folder: str | Path,
     find: Find,
@@ -42,41 +104,30 @@ def load(
     head: str | None = None,
     others: Callable[[str], list[str]] | None = None,
 ) -> nn.Module:
-    """Build the model a folder holds and give it the folder's weights.
+    """Build the model a folder holds and give it the folder's weights. A new head is initialised, and said so.
 
     Args:
-        folder: config.json and safetensors, as `save_pretrained` writes them.
-        find: returns the composed spec of the YAML for a config.json.
+        folder, find, head, others: as of `Opened`.
         device, dtype: of the parameters; None keeps each tensor's own dtype.
-        head: the name of a head under the YAML's `heads`; None for the one the file says it has. A head the file
-            has no weights for is initialised, and said so.
-        others: names the YAMLs that have a rule for a tensor, for messages.
 
     Raises:
         CheckpointError: the files are damaged or unsafe, or don't fit the YAML tensor for tensor.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}")
-    config = read_json(folder / "config.json")
-    _note_code(folder, config)
-    family = find(config)
-    chosen = head_of(config, family, head)
-    spec = read_config(config, family, chosen, find)
-    files = CheckpointFolder(folder)
-    spec = _untied_where_the_file_is(spec, files)
-    model = build(spec, device="meta")
-    pieces, fresh = _plan(model, spec, files, config, others, new_head=head is not None)
-    _fill(model, pieces, files, torch.device(device), dtype)
-    for part, count in fresh.items():
-        what = f"the head '{chosen}'" if part == "head" else part
-        log.warning("%s is not in %s: its %d parameters are initialised", what, folder, count)
+    opened = Opened(folder, find, head, others)
+    model, finite = opened.model, True
+    for name, tensor in opened.tensors():
+        kept = tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None).contiguous()
+        if finite and kept.is_floating_point() and not all_finite(kept):
+            finite = False
+            theirs = opened.theirs[name]
+            log.warning("%s: '%s' holds NaN or infinite values", opened.files.files[theirs], theirs)
+        put(model, name, kept)
+    opened.told_of_fresh()
+    for part in opened.fresh:
         initialise_module(model, part, torch.device(device), dtype)
-    files.close()
     for module in model.modules():
         if hasattr(module, "restore_buffers"):  # tables that are in no file
             module.restore_buffers()  # type: ignore[operator]
-    model.hf_kept = kept_of(config, spec)  # type: ignore[assignment]
     return model.eval()
 
 
@@ -173,30 +224,16 @@ def _dropped(name: str, spec: Mapping[str, Any], files: CheckpointFolder, new_he
     return False
 
 
-def _fill(
-    model: nn.Module, pieces: list[Piece], files: CheckpointFolder, device: torch.device, dtype: torch.dtype | None
-) -> None:
+def _check_types(model: nn.Module, pieces: list[Piece], files: CheckpointFolder) -> None:
     meta = model.state_dict()
-    shapes = {name: t.shape for name, t in meta.items()}
-    warned = False
     for piece in pieces:
+        if not meta[piece.ours[0]].is_floating_point():  # a batch norm's number of batches
+            continue
         for name in piece.theirs:
-            counts = not meta[piece.ours[0]].is_floating_point()  # a batch norm's number of batches
-            if not counts and (files.dtypes[name][0] not in "FB" or files.dtypes[name] == "BOOL"):
+            if files.dtypes[name][0] not in "FB" or files.dtypes[name] == "BOOL":
                 raise CheckpointError(
                     f"{files.files[name]}: '{name}' is {files.dtypes[name]}; a floating dtype is needed"
                 )
-        for name, tensor in piece.to_ours(files.read, shapes, groups_of(model, piece)).items():
-            if tensor.shape != shapes[name]:
-                raise CheckpointError(
-                    f"{files.files[piece.theirs[0]]}: '{piece.theirs[0]}' is {list(tensor.shape)}, "
-                    f"{name} of this config is {list(shapes[name])}"
-                )
-            kept = tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None).contiguous()
-            if not warned and kept.is_floating_point() and not all_finite(kept):
-                log.warning("%s: '%s' holds NaN or infinite values", files.files[piece.theirs[0]], piece.theirs[0])
-                warned = True
-            put(model, name, kept)
 
 
 def all_finite(tensor: Tensor) -> bool:

@@ -6,8 +6,9 @@ parameters start as their blocks say (norms at one), biases at zero.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
@@ -19,6 +20,8 @@ from mlplatform.registry import NonNegativeFloat, PositiveFloat, Spec, block
 
 MATRICES = (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd)
 FANS = ("fan_in", "fan_out", "fan_sum")
+Lend = Callable[[nn.Module, bool], contextlib.AbstractContextManager[Any]]
+"""Makes the parameters of a module whole while they are filled, and with True those of its parts too."""
 
 
 @block("init/normal")
@@ -91,14 +94,20 @@ def known(name: float | str, parameter: Tensor, around: list[nn.Module]) -> floa
     raise SpecError(f"init: nothing that holds this {type(around[0]).__name__} has a '{name}'")
 
 
+def own(module: nn.Module, deep: bool) -> contextlib.AbstractContextManager[Any]:
+    """Fill the parameters a module has."""
+    return contextlib.nullcontext()
+
+
 @torch.no_grad()
-def initialise(model: nn.Module, spec: Spec, under: str = "") -> None:
+def initialise(model: nn.Module, spec: Spec, under: str = "", lend: Lend = own) -> None:
     """Give every parameter its initial value in place, in the order of the modules.
 
     A part of the model that is a model itself and states its own `init` (a CLIP's towers) keeps to that.
 
     Args:
         under: the path of the part this is for: a new head.
+        lend: where parameters are divided among processes.
     """
     schemes = dict(_schemes(spec, ""))
     settled = {id(m) for owner in model.modules() if getattr(owner, "resets_all", False) for m in owner.modules()}
@@ -107,10 +116,12 @@ def initialise(model: nn.Module, spec: Spec, under: str = "") -> None:
             continue
         if id(module) in settled:
             if getattr(module, "resets_all", False):
-                module.reset_parameters()  # type: ignore[operator]
+                with lend(module, True):
+                    module.reset_parameters()  # type: ignore[operator]
             continue
-        owner = max((own for own in schemes if not own or f"{path}.".startswith(f"{own}.")), key=len)
-        _fill(schemes[owner], module, path[len(owner) :].lstrip("."), _around(model, path))
+        owner = max((at for at in schemes if not at or f"{path}.".startswith(f"{at}.")), key=len)
+        with lend(module, False):
+            _fill(schemes[owner], module, path[len(owner) :].lstrip("."), _around(model, path))
 
 
 def _schemes(spec: Spec, path: str) -> Iterator[tuple[str, Normal]]:

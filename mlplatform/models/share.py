@@ -72,14 +72,6 @@ class Share:
         """Return the shape of a whole parameter."""
         return parameter.shape
 
-    def whole(self, parameter: Tensor, part: Tensor) -> Tensor:
-        """Return all of a tensor of which each rank has a part, as it has of the parameter. All ranks call it."""
-        return part
-
-    def part(self, parameter: Tensor, whole: Tensor) -> Tensor:
-        """Return this rank's part of a tensor, as it has of the parameter."""
-        return whole
-
 
 def total_norm(gradients: Iterable[Tensor]) -> Tensor:
     """Return the norm of all gradients together; those that are divided among ranks (DTensors) are summed over them.

@@ -22,12 +22,13 @@ from mlplatform.errors import RunError, SpecError, listing
 from mlplatform.models import build
 from mlplatform.models.costs import PRECISIONS
 from mlplatform.models.share import Share
+from mlplatform.models.start import Drawn, later
 from mlplatform.models.trained import adapter_alone
 from mlplatform.registry import Natural, Spec, Text, block
 from mlplatform.runs.launchers.local import Local
 from mlplatform.runs.teacher import Teacher
 from mlplatform.runs.trackers import trackers
-from mlplatform.runs.weights import initial
+from mlplatform.runs.weights import initial, start_of
 from mlplatform.training import optimizers
 from mlplatform.training.engine import preflight
 from mlplatform.training.freezing import freeze
@@ -123,7 +124,7 @@ class Experiment:
                 raise SpecError(problems=[("teacher.layers", told)])
             self.teacher.start(build(self.model, device="meta"))
         if self.init_from is not None:
-            self._model = initial(self.model.data, self.init_from, self.seed)
+            self._model = self._begun(self.init_from)
         return place
 
     def check_processes(self) -> tuple[Place, nn.Module]:
@@ -282,17 +283,36 @@ class Experiment:
     def build_model(self) -> nn.Module:
         """Build the model, with the weights of `init_from` where it is set; what `freeze` names does not train.
 
+        Where the strategy's ranks fill their own parts, it is on the meta device, and says where its values come from.
+
         Raises:
             CheckpointError: `init_from` is damaged or of another model.
         """
-        if self.init_from is None:
+        if self.init_from is not None:
+            model, self._model = self._model or self._begun(self.init_from), None
+        elif self._in_parts:
+            model = later(self.model, Drawn(self.seed))
+        else:
             model = build(self.model, seed=self.seed)
             if self.teacher is not None:
                 self.teacher.start(model)
-        else:
-            model, self._model = self._model or initial(self.model.data, self.init_from, self.seed), None
         self._choose_parts(model)
         return model.train()
+
+    def _begun(self, source: str) -> nn.Module:
+        """Return the model with the weights of `init_from`, or on the meta device where ranks read their own parts."""
+        if not self._in_parts:
+            return initial(self.model.data, source, self.seed)
+        model = build(self.model, device="meta")
+        model.first_values = start_of(model, source, self.seed)  # type: ignore[assignment]
+        return model
+
+    @property
+    def _in_parts(self) -> bool:
+        """Whether ranks fill their own parts. An adapter, a teacher's layers and a reference need the whole model."""
+        whole = self.adapter is not None or "reference" in self.task.signature.handed
+        whole |= self.teacher is not None and self.teacher.layers is not None
+        return self.strategy.build().fills and not whole
 
     def _choose_parts(self, model: nn.Module) -> None:
         """Freeze what does not train, and put the adapter in."""

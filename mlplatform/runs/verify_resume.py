@@ -27,7 +27,6 @@ from mlplatform.runs.worker import Watch, run
 from mlplatform.training.checkpoints import newest_whole, step_of
 
 BATCHES = "batches.jsonl"
-TENSORS = ("model.safetensors", "optimizer.safetensors", "ema.safetensors")
 SAID = "output.txt"
 
 
@@ -98,10 +97,11 @@ def compare(one: Path, two: Path) -> list[str]:
             if first.get(step) != second.get(step):
                 differences.append(f"{what} of step {step}: {first.get(step)} and {second.get(step)}")
     ends = [newest_whole(folder / "checkpoints")[0] for folder in (one, two)]
-    for name in TENSORS:
-        digests = [_digest(end / name) if end and (end / name).is_file() else None for end in ends]
-        if digests[0] != digests[1]:
-            differences.append(f"{name}: sha256 {digests[0]} and {digests[1]}")
+    digests = [{path.name: _digest(path) for path in end.glob("*.safetensors")} if end else {} for end in ends]
+    for name in sorted({*digests[0], *digests[1]}):
+        first, second = (found.get(name) for found in digests)
+        if first != second:
+            differences.append(f"{name}: sha256 {first} and {second}")
     return differences
 
 
@@ -167,7 +167,7 @@ class Killer(Watch):
     def saving(self, checkpoint: Path) -> None:
         self.saves += 1
         if self.at == "save" and self.saves == self.number:
-            (checkpoint / "model.safetensors").write_bytes(b"cut short")
+            next(checkpoint.glob("model*.safetensors")).write_bytes(b"cut short")
             os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import logging
 from collections import ChainMap
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mlplatform.errors import CheckpointError, listing
-from mlplatform.interop import fetch, load
+from mlplatform.interop import fetch
+from mlplatform.interop.loading import Opened, put
 from mlplatform.interop.parts import kept_of
 from mlplatform.models import build
 from mlplatform.models.building import initialise_module
+from mlplatform.models.start import Read
 from mlplatform.models.trained import frozen_digest
 from mlplatform.registry import Spec
 from mlplatform.runs.config_file import leaves, read_config
@@ -113,6 +115,19 @@ def _check_base(model: nn.Module, checkpoint: Path, source: str) -> None:
         raise CheckpointError(f"{checkpoint}: its adapter stands on other weights than those of init_from={source} now")
 
 
+class Source(NamedTuple):
+    """What `init_from` names: the model there, and its tensors, read when they are asked for.
+
+    Args:
+        fresh: parts of the model that it has no weights for.
+    """
+
+    spec: dict[str, Any]
+    shapes: dict[str, torch.Size]
+    tensors: Callable[[], Iterable[tuple[str, Tensor]]]
+    fresh: Collection[str] = ()
+
+
 def initial(spec: dict[str, Any], source: str, seed: int = 0) -> nn.Module:
     """Build a model with the weights `init_from` names; warn of values that differ between the two.
 
@@ -124,31 +139,57 @@ def initial(spec: dict[str, Any], source: str, seed: int = 0) -> nn.Module:
     Raises:
         CheckpointError: the source is missing, damaged or of another model.
     """
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        folder = fetch(source)
-    if (folder / "run.json").is_file():
-        loaded = load_run(folder, dtype=torch.float32)
-    else:
-        loaded = load(folder, lambda _: spec, dtype=torch.float32, head=spec.get("head"))
-    model = build(spec, device="meta")
-    weights = loaded.state_dict()
-    ours, theirs = ({name: t.shape for name, t in held.items()} for held in (model.state_dict(), weights))
-    other = [name for name in (*ours, *theirs) if ours.get(name) != theirs.get(name)]
+    model, cpu = build(spec, device="meta"), torch.device("cpu")
+    start = start_of(model, source, seed)
+    for part, number in start.fresh.items():
+        initialise_module(model, part, cpu, torch.float32, number)
+    for name, tensor in start.tensors():
+        put(model, name, (tensor.float() if tensor.is_floating_point() else tensor).contiguous())
+    for module in model.modules():
+        if hasattr(module, "restore_buffers"):
+            module.restore_buffers()  # type: ignore[operator]
+    return model
+
+
+def start_of(model: nn.Module, source: str, seed: int = 0) -> Read:
+    """Return how a model on the meta device gets the weights `init_from` names; arguments and errors as of `initial`."""
+    found, spec = _source(source, model.spec), model.spec  # type: ignore[arg-type]
+    ours: dict[str, torch.Size] = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    other = [name for name in (*ours, *found.shapes) if ours.get(name) != found.shapes.get(name)]
     if wrong := [name for name in other if not name.startswith(HEAD)]:
         name = wrong[0]
         raise CheckpointError(
-            f"init_from={source}: {name} is {list(theirs.get(name, ()))} there and "
+            f"init_from={source}: {name} is {list(found.shapes.get(name, ()))} there and "
             f"{list(ours.get(name, ()))} in this run's model; choose the model's YAML of that size"
         )
+    drawn = dict.fromkeys(found.fresh, 0)
+    left = {*other, *(name for name in ours if name.startswith(tuple(f"{part}." for part in drawn)))}
     if fresh := [name for name in other if name in ours]:
-        log.warning("init_from=%s has no weights for %s: initialised", folder, listing(fresh, 3))
-        initialise_module(model, HEAD[:-1], torch.device("cpu"), torch.float32, seed)
-    if found := _differences(spec, loaded.spec):  # type: ignore[arg-type]
-        log.warning("init_from=%s was made with other values than this run's model: %s", folder, listing(found))
-    kept = {name: tensor for name, tensor in weights.items() if name in ours and name not in other}
-    model.load_state_dict(kept, assign=True, strict=not fresh)
-    return model
+        log.warning("init_from=%s has no weights for %s: initialised", source, listing(fresh, 3))
+        drawn[HEAD[:-1]] = seed
+    if differences := _differences(spec, found.spec):  # type: ignore[arg-type]
+        log.warning("init_from=%s was made with other values than this run's model: %s", source, listing(differences))
+    return Read(lambda: ((name, tensor) for name, tensor in found.tensors() if name not in left), drawn)
+
+
+def _source(source: str, spec: dict[str, Any]) -> Source:
+    """Open what `init_from` names, for a model of that spec."""
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        folder = fetch(source)
+    if not (folder / "run.json").is_file():
+        opened = Opened(folder, lambda _: spec, spec.get("head"))
+        opened.told_of_fresh()
+        shell, tensors, fresh = opened.model, opened.tensors, opened.fresh
+    elif read_config(folder).get("adapter"):
+        merged = load_run(folder, dtype=torch.float32)
+        shell, tensors, fresh = merged, lambda: merged.state_dict().items(), ()
+    else:
+        checkpoint = last_checkpoint(folder)
+        weights = weights_of(checkpoint)
+        shell, tensors, fresh = shell_of(folder, checkpoint, weights), weights.items, ()
+    shapes = {name: tensor.shape for name, tensor in shell.state_dict().items()}
+    return Source(shell.spec, shapes, tensors, fresh)  # type: ignore[arg-type]
 
 
 def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:

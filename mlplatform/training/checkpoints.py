@@ -1,7 +1,7 @@
 """Checkpoints: folders `step=00000300/` that appear whole or not at all, and hold no pickle.
 
     model.safetensors      the weights, by the model's own names; `model-00001-of-00002.safetensors` and so on where
-                           several ranks wrote what they hold (shards.py)
+                           several ranks wrote what they hold (shards.py), so for the others
     ema.safetensors        the averaged weights, where the run averages
     optimizer.safetensors  the optimizer's state: `exp_avg/<parameter>` and so on
     state.json             all else: loops, clock, data position, random numbers, optimizer groups, loss scale
@@ -48,14 +48,18 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted((p for p in found if NAME.fullmatch(p.name) and p.is_dir()), key=step_of)
 
 
-def damage(path: Path) -> str | None:
-    """Say what is wrong with a checkpoint, or return None when every file is as its manifest says."""
+def damage(path: Path, share: int = 0, shares: int = 1) -> str | None:
+    """Say what is wrong with a checkpoint, or return None when every file is as its manifest says.
+
+    Args:
+        share, shares: read only every so-manieth file, where others read the rest.
+    """
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         for name, stated in manifest["files"].items():
             if (size := (path / name).stat().st_size) != stated["bytes"]:
                 return f"{name} has {size} bytes and should have {stated['bytes']}"
-        for name, stated in manifest["files"].items():
+        for name, stated in list(manifest["files"].items())[share::shares]:
             if _checksum(path / name) != stated["sha256"]:
                 return f"{name} is not what was written (its checksum differs)"
     except FileNotFoundError as error:

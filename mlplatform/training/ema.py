@@ -36,8 +36,7 @@ class AveragedWeights(Callback):
             return
         if {n: a.shape for n, a in self.average.items()} != {n: share.shape(p) for n, p in own.items()}:
             raise CheckpointError("the checkpoint's averaged weights are not those of this model; set trainer.ema=null")
-        parts = {name: share.part(own[name], whole) for name, whole in self.average.items()}
-        self.average = {name: part.to(share.held(own[name]).device) for name, part in parts.items()}
+        self.average = {name: a.to(share.held(own[name]).device) for name, a in self.average.items()}
 
     @torch.no_grad()
     def update(self, module: L.LightningModule, steps: int) -> None:
@@ -61,8 +60,7 @@ class AveragedWeights(Callback):
                 weights.copy_(kept[name])
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        own, share = self._weights(pl_module), self._share(pl_module)
-        checkpoint["ema"] = {name: share.whole(own[name], part) for name, part in self.average.items()}
+        checkpoint["ema"] = dict(self.average)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if "ema" not in checkpoint:

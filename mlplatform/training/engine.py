@@ -137,7 +137,7 @@ def fit(
     watchdog = _watchdog(data)
     feed = Feed(data.train_dataloader(), now, watchdog.each)
     keep = partial(prune, folder, settings.keep, settings.keep_best) if folder is not None else None
-    io = FolderIO(extra, kept=keep, background=True)
+    io = FolderIO(extra, live=task.model.state_dict, kept=keep, background=True)
     with StopSignals() as signals, watchdog, _quiet_lightning():
         session = Session(
             _course(settings, schedule, data),

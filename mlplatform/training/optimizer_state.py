@@ -6,8 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
+from mlplatform.training.shards import Piece
 
-def split_optimizer(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+
+def split_optimizer(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor | Piece]]:
     """Turn an optimizer's state dict into JSON and tensors, both by parameter names instead of numbers."""
     names: dict[int, str] = {}
     groups = []
@@ -15,11 +17,11 @@ def split_optimizer(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Te
         names.update(zip(group["params"], group["param_names"], strict=True))
         groups.append({key: value for key, value in group.items() if key not in ("params", "param_names")})
         groups[-1]["names"] = group["param_names"]
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor | Piece] = {}
     plain: dict[str, dict[str, Any]] = {}
     for number, entries in state["state"].items():
         for key, value in entries.items():
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor | Piece):
                 tensors[f"{key}/{names[number]}"] = value
             else:
                 plain.setdefault(names[number], {})[key] = value

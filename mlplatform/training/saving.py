@@ -134,9 +134,13 @@ class FolderIO(CheckpointIO):
             pending.result()
 
     def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
-        """Read a checkpoint onto the CPU, or what of it this rank holds. Raises CheckpointError when it is damaged."""
+        """Read a checkpoint onto the CPU, or what of it this rank holds. All ranks call it.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
         path = Path(path)
-        if (wrong := damage(path)) is not None:
+        if (wrong := _damage(path)) is not None:
             raise CheckpointError(f"{path} is damaged: {wrong}; resume from an earlier checkpoint")
         state, live = json.loads((path / STATE).read_text()), self.live()
 
@@ -272,6 +276,16 @@ def taken(checkpoint: dict[str, Any], path: Path) -> Portion:
     rank, world = (distributed.get_rank(), distributed.get_world_size()) if spread else (0, 1)
     pieces = {stem: own_pieces(tensors, rank) for stem, tensors in files.items()}
     return Portion(path, rank, world, pieces, json.dumps(rest) if rank == 0 else "", rest.get("score"))
+
+
+def _damage(path: Path) -> str | None:
+    """Say what is wrong with a checkpoint; ranks read a part of its files each and tell the others."""
+    if not (distributed.is_initialized() and distributed.get_world_size() > 1):
+        return damage(path)
+    world = distributed.get_world_size()
+    found: list[str | None] = [None] * world
+    distributed.all_gather_object(found, damage(path, distributed.get_rank(), world))
+    return next((wrong for wrong in found if wrong is not None), None)
 
 
 def _save(pieces: dict[str, Piece], portion: Portion, stem: str) -> Written:

@@ -35,16 +35,19 @@ class Piece(NamedTuple):
     whole: Extent
 
 
-def is_spread(tensor: Tensor) -> bool:
+def is_spread(tensor: Tensor | Piece) -> bool:
     """Whether ranks hold different pieces of a tensor."""
-    return isinstance(tensor, DTensor)
+    return isinstance(tensor, DTensor | Piece)
 
 
-def own_pieces(tensors: Mapping[str, Tensor], rank: int) -> dict[str, Piece]:
+def own_pieces(tensors: Mapping[str, Tensor | Piece], rank: int) -> dict[str, Piece]:
     """Return what this rank writes: every element is written by one rank, whole tensors by rank 0."""
     found = {}
     for name, tensor in tensors.items():
-        if not isinstance(tensor, DTensor):
+        if isinstance(tensor, Piece):
+            if tensor.values.numel():
+                found[name] = tensor
+        elif not isinstance(tensor, DTensor):
             if rank == 0:
                 found[name] = Piece(tensor.detach(), (0,) * tensor.dim(), tuple(tensor.shape))
         elif _writes(tensor):
@@ -55,11 +58,12 @@ def own_pieces(tensors: Mapping[str, Tensor], rank: int) -> dict[str, Piece]:
 
 
 def _writes(tensor: DTensor) -> bool:
-    """Whether this rank is the first of those that hold the same piece."""
+    """Whether this rank is the first of those that hold the same piece: its mesh may be one of several rows of ranks."""
     if any(placement.is_partial() for placement in tensor.placements):
         raise CheckpointError("a tensor whose ranks hold parts of a sum can't be saved; reduce it first")
-    coordinate = tensor.device_mesh.get_coordinate()
-    return coordinate is not None and all(
+    mesh = tensor.device_mesh
+    coordinate = mesh.get_coordinate()
+    return coordinate is not None and 0 in mesh.mesh.flatten().tolist() and all(
         at == 0 for at, placement in zip(coordinate, tensor.placements, strict=True) if placement.is_replicate()
     )
 
@@ -141,7 +145,7 @@ class Stored(Mapping[str, Tensor]):
             return self.read(name)
         mesh, placements = target.device_mesh, target.placements
         shape, offset = compute_local_shape_and_global_offset(target.shape, mesh, placements)
-        local = self.read(name, tuple(offset), tuple(shape)).to(mesh.device_type)
+        local = self.read(name, tuple(offset), tuple(shape)).to(target.to_local().device)
         return DTensor.from_local(local, mesh, placements, run_check=False, shape=target.shape, stride=target.stride())
 
     def _slice(self, path: Path, name: str, where: tuple[slice, ...]) -> Tensor:

@@ -104,3 +104,20 @@ def test_a_mixture_in_batches_by_tokens_is_proved(tmp_path: Path) -> None:
     whole = Path(found["undisturbed"])
     assert record.read(whole)["data"]["weights"] == {"scenes": 0.3, "more": 0.7}
     assert len(set(batches_of(whole).values())) == 8
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_two_ranks_that_write_their_parts_are_proved(tmp_path: Path) -> None:
+    config = composed(tmp_path, "strategy=fsdp", "trainer.devices=2", "optimizer=adamw", "trainer.ema=0.9").config
+    found = verify_resume(config, argv=["mlplatform", "verify-resume"], steps=8, say=lambda line: None)
+    assert found["equal"] is True
+    ends = [newest_whole(Path(run) / "checkpoints")[0] for run in (found["undisturbed"], found["killed after a step"]["run"])]
+    names = [{path.name for path in end.glob("*.safetensors")} for end in ends if end is not None]
+    assert names[0] == names[1] == {f"{s}-0000{n}-of-00002.safetensors" for s in ("model", "optimizer", "ema") for n in (1, 2)}
+    assert ends[0] is not None
+    part = ends[0] / "optimizer-00002-of-00002.safetensors"
+    data = bytearray(part.read_bytes())
+    data[-1] ^= 1
+    part.write_bytes(data)
+    assert [text for text in compare(Path(found["undisturbed"]), Path(found["killed after a step"]["run"])) if part.name in text]

@@ -19,6 +19,7 @@ from mlplatform.data.material import DocumentMaterial
 from mlplatform.data.module import DataModule
 from mlplatform.data.sources import JSONLines
 from mlplatform.models import build
+from mlplatform.models.start import Drawn, later
 from mlplatform.processors.tokenizer import train
 from mlplatform.registry import Spec
 from mlplatform.training.engine import Result, fit
@@ -90,7 +91,9 @@ def make(folder: Path, cell: Cell, strategy: Spec) -> Made:
         pairs = Pairs(folder / "pairs", micro=4 * cell.micro, strategy=strategy.data)
         return Made(pairs.task, pairs.data)
     name, task, kind, overrides = TOWERS[cell.model]
-    built = build(compose_model(name, overrides).check().config, seed=1)
+    spec = compose_model(name, overrides).check().config
+    filled = strategy.build().fills and cell.adapter is None
+    built = later(spec, Drawn(1)) if filled else build(spec, seed=1)
     freeze(built, cell.freeze)
     if cell.adapter is not None:
         Spec.of(cell.adapter, "adapter", "adapter").build().apply(built, seed=2)

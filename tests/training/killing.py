@@ -13,13 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.distributed import destroy_process_group, init_process_group
-from torch.distributed.fsdp import fully_shard
 from training_runs import Run, _with_environment, ranks
 
-from mlplatform.training.checkpoints import checkpoints, clean, folder_name, newest_whole, prune, step_of
-from mlplatform.training.saving import FolderIO
+from mlplatform.training.checkpoints import checkpoints, folder_name, newest_whole, step_of
 from mlplatform.training.shards import Stored
 
 Processes = list[Any]
@@ -27,43 +23,19 @@ Processes = list[Any]
 
 def one_process(folder: Path, steps: int) -> None:
     """Train a small Llama to that many steps, from its newest checkpoint, saving after each beside the next."""
-    trainer = {"max": f"{steps} steps", "checkpoint_every": "1 steps", "validate_every": None, "ema": 0.9, "keep": 2}
-    run = Run(folder, trainer=trainer, schedule={"kind": "constant", "warmup": "0 steps"})
-    run.go(newest_whole(folder / "checkpoints")[0])
+    _train(folder, folder, steps)
 
 
 def rank_of_two(folder: Path, steps: int) -> None:
-    """The same with a network that two ranks hold half of each, and each writes its half."""
-    init_process_group("gloo")
-    torch.manual_seed(0)
-    model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(4)))
-    for part in (*model, model):
-        fully_shard(part)
-    optimizer = torch.optim.AdamW([{"params": list(model.named_parameters())}], lr=1e-3)
-    place = folder / "checkpoints"
-    last = newest_whole(place)[0]
-    io = FolderIO(live=model.state_dict, kept=lambda: prune(place, 2, 0), background=True)
-    torch.distributed.barrier()  # both have looked before one of them clears up
-    if torch.distributed.get_rank() == 0:
-        clean(place, last)
-    done = 0
-    if last is not None:
-        state = io.load_checkpoint(last)
-        model.load_state_dict({name.removeprefix("model."): t for name, t in state["state_dict"].items()})
-        optimizer.load_state_dict(state["optimizer_states"][0])
-        done = state["done"]
-    for step in range(done + 1, steps + 1):
-        inputs = torch.randn(8, 64, generator=torch.Generator().manual_seed(step))
-        model(inputs).square().mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-        io.save_checkpoint(
-            {"state_dict": weights, "optimizer_states": [optimizer.state_dict()], "done": step},
-            place / folder_name(step),
-        )
-    io.join()
-    destroy_process_group()
+    """The same under fsdp: two ranks hold half of every tensor each, and write it."""
+    _train(folder, folder / f"rank{os.environ['RANK']}", steps, devices=2, strategy="fsdp")
+
+
+def _train(folder: Path, own: Path, steps: int, devices: int = 1, strategy: str = "single") -> None:
+    trainer = {"max": f"{steps} steps", "checkpoint_every": "1 steps", "validate_every": None, "ema": 0.9, "keep": 2}
+    schedule = {"kind": "constant", "warmup": "0 steps"}
+    run = Run(own, trainer={**trainer, "devices": devices}, schedule=schedule, strategy={"kind": strategy})
+    run.go(newest_whole(folder / "checkpoints")[0], folder=folder / "checkpoints")
 
 
 WAYS: dict[str, tuple[Callable[[Path, int], None], int]] = {

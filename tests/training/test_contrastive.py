@@ -23,6 +23,7 @@ from mlplatform.data.module import DataModule
 from mlplatform.data.record_sources import JSONRows
 from mlplatform.errors import SpecError
 from mlplatform.models import build
+from mlplatform.models.start import Drawn, later
 from mlplatform.models.dual_tower import pair_loss
 from mlplatform.processors.image import ImageProcessor
 from mlplatform.processors.tokenizer import train
@@ -73,7 +74,8 @@ class Pairs:
         held_out = path.with_name("held_out.jsonl")
         held_out.write_text(path.read_text())
         source = JSONRows(path=str(path), validation=str(held_out))
-        self.model = build(compose_model("clip_tiny", TOWERS).check().config, seed=2)
+        spec = compose_model("clip_tiny", TOWERS).check().config
+        self.model = later(spec, Drawn(2)) if self.strategy.build().fills else build(spec, seed=2)
         self.task: Any = Spec.of({"kind": "contrastive", **task}, "task", "task").build(model=self.model)
         opened = source.open(self.task.reads())
         words = train([f"a {name} picture {i}" for name in COLOURS for i in range(9)], 300, "masked")

@@ -11,8 +11,9 @@ import equivalence
 import pytest
 import torch
 from equivalence import Cell, curve, go, machines, together
-from safetensors.torch import load_file
 from training_runs import in_processes
+
+from mlplatform.training.shards import Stored
 
 pytestmark = pytest.mark.distributed
 
@@ -49,7 +50,7 @@ def stage(folder: Path, cell: Cell) -> None:
 
 def same_files(one: Path, other: Path) -> None:
     for name in ("model", "optimizer"):
-        first, second = (load_file(folder / f"{name}.safetensors") for folder in (one, other))
+        first, second = (dict(Stored(folder, name)) for folder in (one, other))
         assert first.keys() == second.keys(), name
         for key, tensor in first.items():
             assert torch.equal(tensor, second[key]), (name, key)

@@ -7,14 +7,14 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from mlplatform.models.share import Share
 from mlplatform.training.sharding.experts import divide_experts
+from mlplatform.training.sharding.holding import OwnParts
 from mlplatform.training.sharding.layers import divide_layers
-from mlplatform.training.sharding.parts import part_of, whole_of
 from mlplatform.training.sharding.sequence import divide_sequences
 
 COPIES, SHARDS, PARTS = "copies", "shards", "parts"
@@ -78,22 +78,38 @@ class MeshShare(Share):
         return self.mesh
 
     def divide(self, model: nn.Module) -> None:
-        """Leave this rank its part of a model: parts of layers first, then experts, then shards of what that leaves."""
+        """Leave this rank its part of a model: parts of layers first, then experts, then shards of what that leaves.
+
+        A model on the meta device gets its memory and its values afterwards, so that no rank ever holds it whole.
+        """
         if self.divided:
             return
         assert self.mesh is not None
         self.divided = True
+        self._divide(model, self.mesh)
+        if any(tensor.is_meta for tensor in model.parameters()):
+            self._fill(model, "cpu" if self.offload else self.mesh.device_type)
+
+    def _fill(self, model: Any, device: str) -> None:
+        names = {name for name, p in model.named_parameters() if p in self.apart}
+        experts = {name for name, p in model.named_parameters() if p in self.held_alone}
+        model.to_empty(device=device)
+        model.first_values.fill(model, OwnParts(model))
+        now = dict(model.named_parameters())  # memory makes some of them other objects
+        self.apart, self.held_alone = ({now[name] for name in group} for group in (names, experts))
+
+    def _divide(self, model: nn.Module, mesh: DeviceMesh) -> None:
         if self.sizes.parts > 1:
-            divide_layers(model, self.mesh[PARTS])
+            divide_layers(model, mesh[PARTS])
         if self.stretches is not None:
             divide_sequences(model, self.stretches)
         if self.holders == 1:
             return
         if self.experts:
-            self.held_alone = divide_experts(model, self.mesh[SHARDS])
+            self.held_alone = divide_experts(model, mesh[SHARDS])
         self.apart = {p for p in model.parameters() if p.ndim == 0 or (p.ndim == 1 and not p.requires_grad)}
-        mesh = self.mesh[COPIES, SHARDS] if self.sizes.copies > 1 else self.mesh[SHARDS]
-        options: dict[str, Any] = {"mesh": mesh, "ignored_params": self.apart | self.held_alone}
+        rows = mesh[COPIES, SHARDS] if self.sizes.copies > 1 else mesh[SHARDS]
+        options: dict[str, Any] = {"mesh": rows, "ignored_params": self.apart | self.held_alone}
         if self.gather == "bf16":
             options["mp_policy"] = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
         if self.offload:
@@ -117,11 +133,3 @@ class MeshShare(Share):
         for parameter in self.apart | self.held_alone:
             if parameter.grad is not None:
                 parameter.grad /= self.holders
-
-    def whole(self, parameter: Tensor, part: Tensor) -> Tensor:
-        """Return all of a tensor of which each rank has a part."""
-        return whole_of(part)
-
-    def part(self, parameter: Tensor, whole: Tensor) -> Tensor:
-        """Return this rank's part of a tensor."""
-        return part_of(parameter, whole)

@@ -1,16 +1,9 @@
-"""A tensor divided over a mesh, and the whole of it."""
+"""This rank's part of a tensor that is divided over a mesh."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-
-
-def whole_of(value: Any) -> Any:
-    """Return all of a tensor of which each rank has a part; anything else as it is. All ranks call it."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def part_of(parameter: Tensor, whole: Tensor) -> Tensor:

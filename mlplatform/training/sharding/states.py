@@ -1,29 +1,24 @@
-"""The state of an optimizer as one process would have it, whatever the strategy, and the way back.
+"""The state of an optimizer in the groups of one process, whatever the strategy, and the way back.
 
 A sharded run keeps tensors of a mesh, and tensors of none, in groups of their own: an optimizer takes a group in one
-go. A checkpoint says nothing of that: its groups are those of one process.
+go. A checkpoint says nothing of that: its groups are those of one process. The tensors stay as they are divided.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
-
-from mlplatform.training.sharding.parts import part_of, whole_of
 
 State = dict[str, Any]
 PLACES = ("params", "param_names")
 
 
-def whole_state(optimizer: Optimizer, model: nn.Module) -> State:
-    """Return an optimizer's state dict, with whole tensors and the groups of one process. All ranks call it."""
+def joined_state(optimizer: Optimizer, model: nn.Module) -> State:
+    """Return an optimizer's state dict, with the groups of one process."""
     own = optimizer.state_dict()
-    entries = by_name(own)
-    for entry in entries.values():
-        entry.update({key: _cpu(whole_of(value)) for key, value in entry.items()})
-    return regrouped(own["param_groups"], entries, [name for name, _ in model.named_parameters()])
+    return regrouped(own["param_groups"], by_name(own), [name for name, _ in model.named_parameters()])
 
 
 def regrouped(given: list[State], entries: dict[str, State], names: list[str]) -> State:
@@ -50,10 +45,10 @@ def regrouped(given: list[State], entries: dict[str, State], names: list[str]) -
     return whole
 
 
-def divided_state(optimizer: Optimizer, whole: State) -> State:
-    """Return the state dict of an optimizer of this rank, made of a whole one; matched by the parameters' names."""
-    entries = by_name(whole)
-    options = {name: group for group in whole["param_groups"] for name in group["param_names"]}
+def divided_state(optimizer: Optimizer, joined: State) -> State:
+    """Return a state dict in the groups of this rank's optimizer, by the parameters' names."""
+    entries = by_name(joined)
+    options = {name: group for group in joined["param_groups"] for name in group["param_names"]}
     own: State = {"state": {}, "param_groups": []}
     number = 0
     for group in optimizer.param_groups:
@@ -61,9 +56,7 @@ def divided_state(optimizer: Optimizer, whole: State) -> State:
         numbers = list(range(number, number := number + len(names)))
         saved = {key: value for key, value in options[names[0]].items() if key not in PLACES}
         own["param_groups"].append({**saved, "params": numbers, "param_names": names})
-        for i, name, parameter in zip(numbers, names, group["params"], strict=True):
-            if name in entries:
-                own["state"][i] = {key: _part(parameter, value) for key, value in entries[name].items()}
+        own["state"] |= {i: entries[name] for i, name in zip(numbers, names, strict=True) if name in entries}
     return own
 
 
@@ -75,11 +68,3 @@ def by_name(state: State) -> dict[str, State]:
         for number, name in zip(group["params"], group["param_names"], strict=True)
     }
     return {names[number]: dict(entries) for number, entries in state["state"].items()}
-
-
-def _cpu(value: Any) -> Any:
-    return value.cpu() if isinstance(value, Tensor) else value
-
-
-def _part(parameter: Tensor, value: Any) -> Any:
-    return part_of(parameter, value) if isinstance(value, Tensor) else value

@@ -1,4 +1,4 @@
-"""Lightning's strategy for a model on a mesh. Its checkpoints hold whole tensors, so any strategy reads them."""
+"""Lightning's strategy for a model on a mesh. Each rank writes and reads its own parts of a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch.optim import Optimizer
 
+from mlplatform.training.sharding.holding import held
 from mlplatform.training.sharding.mesh import MeshShare
-from mlplatform.training.sharding.parts import part_of, whole_of
-from mlplatform.training.sharding.states import divided_state, whole_state
+from mlplatform.training.sharding.states import divided_state, joined_state
 
 
 class MeshStrategy(ModelParallelStrategy):
@@ -38,28 +38,30 @@ class MeshStrategy(ModelParallelStrategy):
         return True
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Return all weights, gathered on every rank's CPU: the collective is one, and rank 0 writes."""
+        """Return this rank's parts of the weights; nothing is gathered."""
         module: Any = self.lightning_module
         self.share.settle(module.model)
-        return {name: whole_of(tensor).cpu() for name, tensor in module.state_dict().items()}
+        return module.state_dict()
 
     @torch.no_grad()
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         module: Any = self.lightning_module
-        own = module.state_dict(keep_vars=True)
-        for name, whole in checkpoint["state_dict"].items():
-            own[name].copy_(part_of(own[name], whole))
+        self.share.settle(module.model)
+        own = module.state_dict()
+        for name, part in checkpoint["state_dict"].items():
+            held(own[name]).copy_(held(part))
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         module: Any = self.lightning_module
-        return whole_state(getattr(optimizer, "_optimizer", optimizer), module.model)
+        return joined_state(getattr(optimizer, "_optimizer", optimizer), module.model)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             optimizer.load_state_dict(divided_state(optimizer, state))
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        Strategy.save_checkpoint(self, checkpoint, filepath)
+        """Write what this rank holds: every rank does."""
+        self.checkpoint_io.save_checkpoint(checkpoint, filepath)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         return Strategy.load_checkpoint(self, checkpoint_path, weights_only)

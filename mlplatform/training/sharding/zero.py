@@ -1,4 +1,4 @@
-"""ZeRO by DeepSpeed, on CUDA and on CPUs. Its checkpoints hold whole tensors, so any strategy reads them.
+"""ZeRO by DeepSpeed, on CUDA and on CPUs. Each rank writes some rows of every tensor, so any strategy reads them.
 
 DeepSpeed's engine drives the model alone, not the task around it: a step of ours is several passes of the model.
 """
@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from mlplatform.models.share import Share
 from mlplatform.training.sharding.states import by_name, regrouped
+from mlplatform.training.shards import Piece
 
 
 class ZeroShare(Share):
@@ -153,12 +154,8 @@ class ZeroStrategy(DeepSpeedStrategy):
         module: Any = self.lightning_module
         return dict(module.model.named_parameters())
 
-    def _whole(self, parameter: nn.Parameter, gathered: Any) -> Tensor:
-        """Return a gathered weight or moment as checkpoints hold it."""
-        return gathered.cpu().view(self.share.shape(parameter))
-
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Return all weights, those that train in fp32, gathered on every rank."""
+        """Return this rank's rows of all weights, those that train in fp32. One at a time is gathered."""
         from deepspeed.runtime.zero import GatheredParameters
         from deepspeed.utils import safe_get_full_fp32_param
 
@@ -170,10 +167,10 @@ class ZeroStrategy(DeepSpeedStrategy):
             if p is None:
                 found[f"model.{name}"] = tensor
             elif p.requires_grad:
-                found[f"model.{name}"] = self._whole(p, safe_get_full_fp32_param(p))
+                found[f"model.{name}"] = self._rows(p, safe_get_full_fp32_param(p))
             else:
                 with GatheredParameters([p]):
-                    found[f"model.{name}"] = self._whole(p, p.detach()).clone()
+                    found[f"model.{name}"] = self._rows(p, p.detach())
         _gather_small(self.optimizers[0])
         return found
 
@@ -195,18 +192,21 @@ class ZeroStrategy(DeepSpeedStrategy):
         _gather_small(self.optimizers[0])
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        """Return the state as one process would have it. All ranks call it."""
+        """Return the state in the groups of one process, this rank's rows of each moment. All ranks call it."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
         base, parameters = _base(optimizer), self._parameters()
         _link(optimizer)
         entries: dict[str, dict[str, Any]] = {}
+
+        def rows(name: str, key: str) -> Piece:
+            return self._rows(parameters[name], safe_get_full_optimizer_state(parameters[name], key))
+
         for group, flats in zip(base.param_groups, _flats(optimizer), strict=True):
             held = base.state.get(flats[0], {})
             for name in group["param_names"] if held else ():
-                p = parameters[name]
                 entries[name] = {
-                    key: self._whole(p, safe_get_full_optimizer_state(p, key)) if _flat(value) else deepcopy(value)
+                    key: rows(name, key) if _flat(value) else deepcopy(value)
                     for key, value in held.items()
                 }
         groups = [{key: value for key, value in group.items() if key != "params"} for group in base.param_groups]
@@ -231,7 +231,17 @@ class ZeroStrategy(DeepSpeedStrategy):
                     _put(parameters[name], value.float().to(self.root_device), key)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        Strategy.save_checkpoint(self, checkpoint, filepath)
+        """Write this rank's rows: every rank does."""
+        self.checkpoint_io.save_checkpoint(checkpoint, filepath)
+
+    def _rows(self, parameter: nn.Parameter, whole: Any) -> Piece:
+        """Return the rows of a gathered weight or moment that this rank writes, in memory of their own."""
+        size = -(-len(whole) // self.share.count)
+        start = min(size * self.share.number, len(whole))
+        own = whole[start : start + size].detach().to("cpu", copy=True)
+        if hasattr(parameter, "scalar"):
+            return Piece(own.view(()) if own.numel() else own, (), ())
+        return Piece(own, (start, *[0] * (whole.dim() - 1)), tuple(whole.shape))
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         return Strategy.load_checkpoint(self, checkpoint_path, weights_only)

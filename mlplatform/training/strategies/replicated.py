@@ -31,12 +31,14 @@ class Arrangement:
         precisions: those it can train in, where the device can.
         averages: whether an average of the weights can be kept beside them.
         keeps_some: whether results within a layer can be kept where the rest of it is computed again.
+        fills: whether ranks give memory to their own parts of a model that has none yet.
         leaves_out: whether a step whose loss is not finite can be left out; an engine that clips as it steps can't.
     """
 
     kind: str
     averages = True
     keeps_some = True
+    fills = False
     leaves_out = True
     precisions: tuple[PrecisionName, ...] = ("fp32", "bf16-mixed", "bf16-true", "fp16-mixed", "fp8")
 

@@ -28,6 +28,7 @@ class Sharded(Arrangement):
 
     precisions: tuple[PrecisionName, ...] = ("fp32", "bf16-mixed", "bf16-true", "fp8")
     """No fp16: torch's loss scaling can't look at gradients of which some are divided and some are not."""
+    fills = True
     offload = False
     gather: Literal["fp32", "bf16"] = "fp32"
     experts_divided = False

@@ -1,0 +1,49 @@
+"""Memory for a model that was divided on the meta device: each rank fills its own parts, module by module."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from mlplatform.training.sharding.parts import part_of
+
+
+class OwnParts:
+    """This rank's parts of a model (models/start.py's Holder)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.tensors: dict[str, Tensor] = model.state_dict()
+
+    @contextlib.contextmanager
+    def lend(self, module: nn.Module, deep: bool) -> Iterator[None]:
+        """Put whole parameters in the places of the divided ones, all on the CPU, whose random numbers all draw."""
+        lent = []
+        for holder in module.modules() if deep else [module]:
+            for name, parameter in holder._parameters.items():
+                if parameter is not None:
+                    holder._parameters[name] = nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype))
+                    lent.append((holder, name, parameter))
+        yield
+        for holder, name, parameter in lent:
+            whole: Any = holder._parameters[name]
+            holder._parameters[name] = parameter
+            keep(parameter.detach(), whole.detach())
+
+    def put(self, name: str, whole: Tensor) -> None:
+        """Keep this rank's part of a tensor."""
+        keep(self.tensors[name], whole)
+
+
+def keep(own: Tensor, whole: Tensor) -> None:
+    """Copy this rank's part of a whole tensor into what it holds of it."""
+    held(own).copy_(held(part_of(own, whole)))
+
+
+def held(tensor: Tensor) -> Tensor:
+    """Return what this rank holds of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
