@@ -113,4 +113,8 @@ class DDP(Arrangement):
     def build(self, place: Place, share: Share, clip_norm: float | None = None) -> Strategy:
         """Return Lightning's strategy. Raises RunError when several devices are asked for and nobody started them."""
         started(place)
-        return DDPStrategy(process_group_backend=place.backend, find_unused_parameters=self.find_unused_parameters)
+        return DDPStrategy(
+            process_group_backend=place.backend,
+            find_unused_parameters=self.find_unused_parameters,
+            gradient_as_bucket_view=True,  # gradients lie where they are sent from: no second copy of them
+        )
