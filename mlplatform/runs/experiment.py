@@ -179,10 +179,7 @@ class Experiment:
         count, trained = _size(shell), sum(p.numel() for _, p in optimizers.trainable(shell))
         weight, gradient, moments, _ = PRECISIONS.get(self.trainer["precision"], PRECISIONS["bf16-mixed"])
         beside = weight if self._has_reference(shell) else 0
-        held = self.strategy.build().held(place)
-        weight, gradient = weight * held.weights, gradient * held.gradients
-        moments = moments * held.moments * MOMENTS.get(self.optimizer.kind, 0.0)
-        each = beside + weight + (gradient + moments) * trained / count
+        each = beside + weight + (gradient + moments * MOMENTS.get(self.optimizer.kind, 0.0)) * trained / count
         if place.device == "cuda":
             there = torch.cuda.get_device_properties(0).total_memory
         else:  # processes on one machine share its memory
@@ -192,10 +189,9 @@ class Experiment:
         most = int(there / each)
         parts = "weights and gradients" if each == beside + weight + gradient else "weights, gradients and optimizer"
         parts += " and the reference" if beside else ""
-        on = f" on each of {place.processes} devices" if place.processes > 1 else ""
         raise RunError(
-            f"model: {count / 1e9:.2f}B parameters need {count * each / 2**30:.0f} GiB{on} for {parts}, "
-            f"and a device here has {there / 2**30:.0f}: room for {most / 1e9:.1f}B; {self._smaller(most, sizes)}"
+            f"model: {count / 1e9:.2f}B parameters need {count * each / 2**30:.0f} GiB for {parts}, and a device here "
+            f"has {there / 2**30:.0f}: room for {most / 1e9:.1f}B; {self._smaller(most, sizes)}"
         )
 
     def _smaller(self, most: int, sizes: Sizes | None) -> str:

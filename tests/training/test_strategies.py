@@ -149,13 +149,3 @@ def test_heads_fewer_than_ranks_are_shared() -> None:
     check_layers(model, 4, "tp")
     with pytest.raises(SpecError, match=r"heads=4 can't be divided by 8 ranks; 2, 4 ranks would fit"):
         check_layers(model, 8, "tp")
-
-
-def test_how_much_of_the_model_a_rank_holds() -> None:
-    def held(kind: str, world: int, **fields: Any) -> tuple[float, ...]:
-        return tuple(spec("strategy", kind=kind, **fields).build().held(Place("cpu", world)))
-
-    assert held("single", 1) == held("ddp", 4) == (1, 1, 1)
-    assert held("fsdp", 4) == held("tp", 4) == held("fsdp_tp", 4, tensor=2) == (0.25, 0.25, 0.25)
-    assert held("fsdp", 4, replicate=2) == (0.5, 0.5, 0.5)
-    assert (held("zero1", 2), held("zero2", 2), held("zero3", 2)) == ((1, 1, 0.5), (1, 0.5, 0.5), (0.5, 0.5, 0.5))

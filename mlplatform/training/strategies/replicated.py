@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from torch import device, nn
@@ -14,14 +12,6 @@ from mlplatform.registry import Spec, block
 from mlplatform.training import precision
 from mlplatform.training.precision import PrecisionName
 from mlplatform.training.strategies.place import Place
-
-
-class Held(NamedTuple):
-    """Which share of the model one rank holds as it trains."""
-
-    weights: float = 1.0
-    gradients: float = 1.0
-    moments: float = 1.0
 
 
 class Arrangement:
@@ -50,10 +40,6 @@ class Arrangement:
 
     def check_model(self, model: nn.Module, optimizer: Spec, place: Place) -> None:
         """Raise SpecError when the model or the optimizer can't be divided so. The model is one on the meta device."""
-
-    def held(self, place: Place) -> Held:
-        """Return how much of the model a rank holds."""
-        return Held()
 
     def share(self, place: Place) -> Share:
         """Return which part of each batch and of the model is this process's."""

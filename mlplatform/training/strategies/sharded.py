@@ -17,7 +17,7 @@ from mlplatform.training.sharding.mesh import Mesh, MeshShare
 from mlplatform.training.sharding.sequence import check_sequence
 from mlplatform.training.sharding.strategy import MeshStrategy
 from mlplatform.training.strategies.place import Place
-from mlplatform.training.strategies.replicated import Arrangement, Held, started
+from mlplatform.training.strategies.replicated import Arrangement, started
 
 ELEMENTWISE = ("Adam", "AdamW", "SGD", "RMSprop", "Adagrad", "Adamax", "NAdam", "RAdam", "Rprop", "ASGD", "Adadelta")
 """Optimizers of torch.optim whose state is one number for each weight."""
@@ -54,11 +54,6 @@ class Sharded(Arrangement):
             raise SpecError(problems=[("optimizer", told)])
         if (size := self.sizes(place.processes).parts) > 1:
             check_layers(model, size, self.kind)
-
-    def held(self, place: Place) -> Held:
-        """Return how much of the model a rank holds; what only some strategies hold whole, such as norms, is little."""
-        sizes = self.sizes(place.processes)
-        return Held(*[1 / (sizes.shards * sizes.parts)] * 3)
 
     def share(self, place: Place) -> Share:
         """Return which part of each batch and of the model is this process's."""

@@ -15,7 +15,7 @@ from mlplatform.registry import Positive, Spec, block
 from mlplatform.training import precision
 from mlplatform.training.precision import PrecisionName
 from mlplatform.training.strategies.place import Place
-from mlplatform.training.strategies.replicated import Arrangement, Held, started
+from mlplatform.training.strategies.replicated import Arrangement, started
 from mlplatform.training.strategies.sharded import ELEMENTWISE
 
 
@@ -43,11 +43,6 @@ class ZeRO(Arrangement):
         if name not in ("adamw", *ELEMENTWISE):
             told = f"{name} reads whole matrices, and strategy={self.kind} keeps them in flat pieces"
             raise SpecError(problems=[("optimizer", f"{told}; use optimizer=adamw, or strategy=fsdp with muon")])
-
-    def held(self, place: Place) -> Held:
-        """Return how much of the model a rank holds."""
-        part = 1 / place.processes
-        return Held(part if self.stage == 3 else 1.0, part if self.stage > 1 else 1.0, part)
 
     def share(self, place: Place) -> Share:
         """Return which part of each batch is this process's."""
