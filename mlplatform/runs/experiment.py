@@ -179,19 +179,23 @@ class Experiment:
         count, trained = _size(shell), sum(p.numel() for _, p in optimizers.trainable(shell))
         weight, gradient, moments, _ = PRECISIONS.get(self.trainer["precision"], PRECISIONS["bf16-mixed"])
         beside = weight if self._has_reference(shell) else 0
-        each = beside + weight + (gradient + moments * MOMENTS.get(self.optimizer.kind, 0.0)) * trained / count
-        if place.device == "cuda":
+        arrangement = self.strategy.build()
+        held = arrangement.portions(shell, place.processes)
+        kept = moments * MOMENTS.get(self.optimizer.kind, 0.0) * held.moments
+        each = beside + weight * held.weights + (gradient * held.gradients + kept) * trained / count
+        if place.device == "cuda" and not arrangement.offload:
             there = torch.cuda.get_device_properties(0).total_memory
         else:  # processes on one machine share its memory
             there = psutil.virtual_memory().total // place.devices
         if count * each <= there:
             return
         most = int(there / each)
-        parts = "weights and gradients" if each == beside + weight + gradient else "weights, gradients and optimizer"
+        parts = "weights, gradients and optimizer" if kept else "weights and gradients"
         parts += " and the reference" if beside else ""
+        shared = f" on each of {place.processes} devices" if place.processes > 1 else ""
         raise RunError(
-            f"model: {count / 1e9:.2f}B parameters need {count * each / 2**30:.0f} GiB for {parts}, and a device here "
-            f"has {there / 2**30:.0f}: room for {most / 1e9:.1f}B; {self._smaller(most, sizes)}"
+            f"model: {count / 1e9:.2f}B parameters need {count * each / 2**30:.0f} GiB for {parts}{shared}, and a "
+            f"device here has {there / 2**30:.0f}: room for {most / 1e9:.1f}B; {self._smaller(most, sizes)}"
         )
 
     def _smaller(self, most: int, sizes: Sizes | None) -> str:

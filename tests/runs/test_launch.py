@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ from tiny_runs import composed, curves, finished, prepared
 
 from mlplatform.cli.compose import compose_model
 from mlplatform.errors import DataError, PlatformError, RunError, SpecError
+from mlplatform.models import build
+from mlplatform.registry import Spec
 from mlplatform.runs import metrics, record
 from mlplatform.runs.config_file import read_config
 from mlplatform.runs.folder import runs_in
@@ -101,6 +104,19 @@ def test_a_model_larger_than_the_machine_is_refused_with_the_size_that_fits(tmp_
     assert "GiB for weights, gradients and optimizer" in told or "GiB for weights and gradients" in told
     assert "model=llama_medium fits, with " in told
     assert not (tmp_path / "outputs").exists()
+
+
+def test_a_model_that_only_fits_in_parts_is_refused_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import psutil
+
+    two = ["optimizer=adamw", "trainer.devices=2", "model.trunk.dim=64", "model.trunk.layer.mlp.width=512"]
+    made = {kind: Spec.of(composed(tmp_path, *two, f"strategy={kind}").config, "run").build() for kind in ("ddp", "fsdp")}
+    count = sum(p.numel() for p in build(made["ddp"].model, device="meta").parameters())
+    room = SimpleNamespace(total=2 * 16 * count * 3 // 4)  # fp32 weights, gradients and moments: 16 bytes, in two
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: room)
+    made["fsdp"].check()
+    with pytest.raises(RunError, match=r"GiB for weights, gradients and optimizer on each of 2 devices, and a device"):
+        made["ddp"].check()
 
 
 def test_a_disk_without_room_for_the_folder_leaves_none(tmp_path: Path, full_disk: Path) -> None:

@@ -149,3 +149,30 @@ def test_heads_fewer_than_ranks_are_shared() -> None:
     check_layers(model, 4, "tp")
     with pytest.raises(SpecError, match=r"heads=4 can't be divided by 8 ranks; 2, 4 ranks would fit"):
         check_layers(model, 8, "tp")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "processes", "expected"),
+    [
+        ({"kind": "ddp"}, 4, (1.0, 1.0, 1.0)),
+        ({"kind": "fsdp"}, 4, (0.25, 0.25, 0.25)),
+        ({"kind": "fsdp", "replicate": 2}, 4, (0.5, 0.5, 0.5)),
+        ({"kind": "zero1"}, 4, (1.0, 1.0, 0.25)),
+        ({"kind": "zero2"}, 4, (1.0, 0.25, 0.25)),
+        ({"kind": "zero3"}, 4, (0.25, 0.25, 0.25)),
+    ],
+)
+def test_how_much_of_a_model_a_rank_holds(
+    strategy: dict[str, Any], processes: int, expected: tuple[float, float, float]
+) -> None:
+    assert spec("strategy", **strategy).build().portions(shell(), processes) == expected
+
+
+def test_what_tensor_parallelism_divides_counts_in_part() -> None:
+    model = shell()
+    layers = sum(p.numel() for p in model.trunk.layers.parameters() if p.ndim == 2)  # norms are whole
+    share = layers / sum(p.numel() for p in model.parameters())
+    held = spec("strategy", kind="tp").build().portions(model, 2).weights
+    assert held == pytest.approx(1 - share / 2)
+    both = spec("strategy", kind="fsdp_tp", tensor=2).build().portions(model, 4).weights
+    assert both == pytest.approx(held / 2)

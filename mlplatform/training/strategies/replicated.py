@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from torch import device, nn
@@ -14,6 +16,14 @@ from mlplatform.training.precision import PrecisionName
 from mlplatform.training.strategies.place import Place
 
 
+class Portions(NamedTuple):
+    """Which share of a run's weights, gradients and moments one rank holds."""
+
+    weights: float = 1.0
+    gradients: float = 1.0
+    moments: float = 1.0
+
+
 class Arrangement:
     """What all strategies share: how processes divide the data and the model, and what they refuse.
 
@@ -22,6 +32,7 @@ class Arrangement:
         averages: whether an average of the weights can be kept beside them.
         keeps_some: whether results within a layer can be kept where the rest of it is computed again.
         fills: whether ranks give memory to their own parts of a model that has none yet.
+        offload: whether what a rank holds lies in the machine's memory instead of the device's.
         leaves_out: whether a step whose loss is not finite can be left out; an engine that clips as it steps can't.
     """
 
@@ -29,6 +40,7 @@ class Arrangement:
     averages = True
     keeps_some = True
     fills = False
+    offload = False
     leaves_out = True
     precisions: tuple[PrecisionName, ...] = ("fp32", "bf16-mixed", "bf16-true", "fp16-mixed", "fp8")
 
@@ -40,6 +52,10 @@ class Arrangement:
 
     def check_model(self, model: nn.Module, optimizer: Spec, place: Place) -> None:
         """Raise SpecError when the model or the optimizer can't be divided so. The model is one on the meta device."""
+
+    def portions(self, model: nn.Module, processes: int) -> Portions:
+        """Return how much of a model each of so many ranks holds. The model is one on the meta device."""
+        return Portions()
 
     def share(self, place: Place) -> Share:
         """Return which part of each batch and of the model is this process's."""

@@ -12,12 +12,12 @@ from mlplatform.errors import SpecError, listing
 from mlplatform.models.share import Share
 from mlplatform.registry import Positive, Spec, block
 from mlplatform.training.precision import PrecisionName
-from mlplatform.training.sharding.layers import check_layers
+from mlplatform.training.sharding.layers import check_layers, divided_blocks
 from mlplatform.training.sharding.mesh import Mesh, MeshShare
 from mlplatform.training.sharding.sequence import check_sequence
 from mlplatform.training.sharding.strategy import MeshStrategy
 from mlplatform.training.strategies.place import Place
-from mlplatform.training.strategies.replicated import Arrangement, started
+from mlplatform.training.strategies.replicated import Arrangement, Portions, started
 
 ELEMENTWISE = ("Adam", "AdamW", "SGD", "RMSprop", "Adagrad", "Adamax", "NAdam", "RAdam", "Rprop", "ASGD", "Adadelta")
 """Optimizers of torch.optim whose state is one number for each weight."""
@@ -29,7 +29,6 @@ class Sharded(Arrangement):
     precisions: tuple[PrecisionName, ...] = ("fp32", "bf16-mixed", "bf16-true", "fp8")
     """No fp16: torch's loss scaling can't look at gradients of which some are divided and some are not."""
     fills = True
-    offload = False
     gather: Literal["fp32", "bf16"] = "fp32"
     experts_divided = False
     context = 1
@@ -54,6 +53,14 @@ class Sharded(Arrangement):
             raise SpecError(problems=[("optimizer", told)])
         if (size := self.sizes(place.processes).parts) > 1:
             check_layers(model, size, self.kind)
+
+    def portions(self, model: nn.Module, processes: int) -> Portions:
+        """Return what is left of a model when layers are divided among some ranks, and that among the others."""
+        mesh = self.sizes(processes)
+        parts = [getattr(b, name) if name else b for _, b in divided_blocks(model) for name in b.splits if mesh.parts > 1]
+        divided = sum(p.numel() for p in {p for part in parts if part is not None for p in part.parameters()})
+        share = divided / sum(p.numel() for p in model.parameters())
+        return Portions(*[(1 - share + share / mesh.parts) / mesh.shards] * 3)
 
     def share(self, place: Place) -> Share:
         """Return which part of each batch and of the model is this process's."""

@@ -15,7 +15,7 @@ from mlplatform.registry import Positive, Spec, block
 from mlplatform.training import precision
 from mlplatform.training.precision import PrecisionName
 from mlplatform.training.strategies.place import Place
-from mlplatform.training.strategies.replicated import Arrangement, started
+from mlplatform.training.strategies.replicated import Arrangement, Portions, started
 from mlplatform.training.strategies.sharded import ELEMENTWISE
 
 
@@ -24,7 +24,6 @@ class ZeRO(Arrangement):
 
     stage: int
     leaves_out = False
-    offload = False
     precisions: tuple[PrecisionName, ...] = ("fp32", "bf16-mixed")
 
     def check(self, place: Place, number: PrecisionName = "fp32") -> None:
@@ -43,6 +42,11 @@ class ZeRO(Arrangement):
         if name not in ("adamw", *ELEMENTWISE):
             told = f"{name} reads whole matrices, and strategy={self.kind} keeps them in flat pieces"
             raise SpecError(problems=[("optimizer", f"{told}; use optimizer=adamw, or strategy=fsdp with muon")])
+
+    def portions(self, model: nn.Module, processes: int) -> Portions:
+        """Return a part of the moments, from stage 2 on of the gradients, and at stage 3 of the weights."""
+        part = 1 / processes
+        return Portions(part if self.stage > 2 else 1.0, part if self.stage > 1 else 1.0, part)
 
     def share(self, place: Place) -> Share:
         """Return which part of each batch is this process's."""
