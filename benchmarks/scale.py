@@ -50,8 +50,9 @@ def work(strategy: str, rounds: int, steps: int) -> None:
     class Batches:
         """The same random tokens at every step, this rank's part of them."""
 
-        shape = argparse.Namespace(sequences=ROWS, length=LENGTH)
-        samples_per_epoch = ROWS
+        shape = argparse.Namespace(sequences=ROWS, length=LENGTH, timeout=600.0, workers=0)
+        material = argparse.Namespace(name="random tokens")
+        steps_per_epoch = 1.0
 
         def train_dataloader(self) -> Any:
             return self

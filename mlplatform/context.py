@@ -25,6 +25,9 @@ class Output(dict[str, Any]):
 class Cache:
     """Keys and values of earlier tokens, one entry per attention block."""
 
+    aligned = False
+    """Whether labels that come with it stand under the logits that predict them."""
+
     def __init__(self) -> None:
         self.length = 0
         self.entries: dict[int, tuple[Tensor, Tensor]] = {}
@@ -99,6 +102,7 @@ class Context:
             None if hidden is None else hidden.bool(),
             cache=cache,
             stated=batch.get("position_ids") is not None,
+            aligned=cache is not None and cache.aligned,
         )
 
 

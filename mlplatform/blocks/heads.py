@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,8 @@ from mlplatform.registry import Activation, Fraction, Natural, Positive, Positiv
 
 class VocabularyLinear(nn.Module):
     """Logits over the vocabulary, by a matrix of its own or by the token table."""
+
+    splits: ClassVar[dict[str, str]] = {"": "vocabulary"}
 
     def __init__(self, dim: int, table: nn.Embedding | None, tied: bool, bias: bool) -> None:
         super().__init__()
@@ -35,6 +37,14 @@ class VocabularyLinear(nn.Module):
             return self.out.weight, self.out.bias
         assert self._table is not None
         return self._table[0].weight, self.bias
+
+    def project(self, x: Tensor) -> Tensor:
+        """(..., dim) -> logits (..., vocab)"""
+        return F.linear(x, *self.weights)
+
+    def cross_entropy(self, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows (rows, dim), labels (rows,), -100 for no target -> (sum of the losses in fp32, number of targets)"""
+        return linear_cross_entropy_sum(rows, *self.weights, labels)
 
     def reset_parameters(self) -> None:
         if self.bias is not None:
@@ -68,7 +78,7 @@ class LMHead(VocabularyLinear):
         self.softcap = softcap
 
     def _logits(self, x: Tensor) -> Tensor:
-        logits = F.linear(x, *self.weights)
+        logits = self.project(x)
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     def forward(self, x: Tensor, context: Context) -> Output:
@@ -82,7 +92,7 @@ class LMHead(VocabularyLinear):
             x, labels = x[:, :-1], labels[:, 1:]
         if self.softcap is not None:
             return cross_entropy_sum(self._logits(x), labels)
-        return linear_cross_entropy_sum(x.flatten(0, 1), *self.weights, labels.flatten())
+        return self.cross_entropy(x.flatten(0, 1), labels.flatten())
 
 
 @block("head/masked_lm_head")
@@ -111,13 +121,13 @@ class MaskedLMHead(VocabularyLinear):
 
     def forward(self, x: Tensor, context: Context) -> Output:
         """(batch, length, dim) -> logits (batch, length, vocab)"""
-        return Output(logits=F.linear(self._transform(x), *self.weights))
+        return Output(logits=self.project(self._transform(x)))
 
     def loss(self, x: Tensor, labels: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Labels (batch, length) score the token at the same position."""
         rows, targets = x.flatten(0, 1), labels.flatten()
         chosen = targets != IGNORED
-        return linear_cross_entropy_sum(self._transform(rows[chosen]), *self.weights, targets[chosen])
+        return self.cross_entropy(self._transform(rows[chosen]), targets[chosen])
 
 
 @block("head/dense_lm_head")

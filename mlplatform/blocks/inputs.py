@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +71,8 @@ class Tokens(TokenInput):
         scale_given: the factor is on `inputs_embeds` too (Gemma, AFMoE, Granite); else they are taken as they are.
         norm: the tower's norm after the sum.
     """
+
+    splits: ClassVar[dict[str, str]] = {"table": "table"}
 
     def __init__(
         self,

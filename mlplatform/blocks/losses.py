@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,21 @@ SMALLEST = 1e-30
 """Below it the logarithm of a probability in fp32 loses digits."""
 
 
+class Ranks(Protocol):
+    """Processes that hold the classes of one matrix among them, equally many each."""
+
+    first: int
+    """The number of the first class held here."""
+
+    def largest(self, tensor: Tensor) -> Tensor:
+        """Return the largest of all ranks' numbers."""
+        ...
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Return the sum of all ranks' numbers."""
+        ...
+
+
 def cross_entropy_sum(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return (sum of -log p over targets in fp32, number of targets) for logits (..., classes) and labels (...).
 
@@ -30,7 +45,7 @@ def cross_entropy_sum(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def linear_cross_entropy_sum(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, ranks: Ranks | None = None
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of `hidden @ weight.T + bias` without ever holding all logits.
 
@@ -39,6 +54,7 @@ def linear_cross_entropy_sum(
 
     Args:
         hidden: (rows, dim). weight: (classes, dim). bias: (classes,). labels: (rows,) int, -100 for no target.
+        ranks: those that divide the classes: weight and bias are this rank's, and all call with the same rows.
 
     Returns:
         (sum over targets in fp32, number of targets).
@@ -49,12 +65,14 @@ def linear_cross_entropy_sum(
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden = hidden.to(dtype)
     rows = hidden[chosen]
-    return _LinearCrossEntropy.apply(rows, weight, bias, labels[chosen]), count  # type: ignore[return-value]
+    return _LinearCrossEntropy.apply(rows, weight, bias, labels[chosen], ranks), count  # type: ignore[return-value]
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, ranks: Ranks | None
+    ) -> Tensor:
         needed = any(ctx.needs_input_grad)
         with torch.autocast(hidden.device.type, enabled=False):
             cast = weight.to(hidden.dtype)
@@ -62,10 +80,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             total = torch.zeros((), dtype=torch.float32, device=hidden.device)
             sums = _Gradients(hidden, bias is not None) if needed else None
             for start, part, logits in _chunks(hidden, cast, shift):
-                total += _to_gradients(logits, labels[start : start + len(part), None])
+                targets = labels[start : start + len(part), None]
+                total += _to_gradients(logits, targets) if ranks is None else _own_gradients(logits, targets, ranks)
                 if sums is not None:
                     sums.add(start, part, cast, logits)
         if sums is not None:
+            if ranks is not None and len(hidden):
+                sums.hidden = ranks.sum(sums.hidden)
             ctx.save_for_backward(sums.hidden, *sums.of(weight, bias))
         return total
 
@@ -73,7 +94,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         # In place: these tensors are nobody else's. A second backward is refused by autograd, which sees the change.
         hidden, weight, bias = ctx.saved_tensors
-        return *(None if gradient is None else gradient.mul_(grads[0]) for gradient in (hidden, weight, bias)), None
+        return (
+            *(None if gradient is None else gradient.mul_(grads[0]) for gradient in (hidden, weight, bias)),
+            None,
+            None,
+        )
 
 
 def _chunks(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Iterator[tuple[int, Tensor, Tensor]]:
@@ -137,3 +162,17 @@ def _to_gradients(logits: Tensor, targets: Tensor) -> Tensor:
         total += losses.sum()
         part.copy_(probabilities.scatter_(-1, target, chosen - 1))
     return total
+
+
+def _own_gradients(logits: Tensor, targets: Tensor, ranks: Ranks) -> Tensor:
+    """Do the same where each rank has the logits of its own classes alone."""
+    scores = logits.float()
+    top = ranks.largest(scores.amax(-1, keepdim=True))
+    places = targets - ranks.first
+    here = (places >= 0) & (places < logits.shape[1])
+    places = places.clamp(0, logits.shape[1] - 1)
+    chosen = scores.gather(-1, places).where(here, 0.0)
+    weights = (scores - top).exp()
+    total, chosen = ranks.sum(torch.cat((weights.sum(-1, keepdim=True), chosen), -1)).split(1, -1)
+    logits.copy_((weights / total).scatter_add_(-1, places, -here.float()))
+    return (top + total.log() - chosen).sum()

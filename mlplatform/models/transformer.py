@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from mlplatform.context import Context
 from mlplatform.registry import Exceptions, Positive, Spec, block, expand
@@ -63,6 +63,8 @@ class Transformer(nn.Module):
         """Whether layers are computed again in the backward pass instead of being kept."""
         self.kept: frozenset[int] = frozenset()
         """Numbers of layers that are kept all the same."""
+        self.contexts: Callable[[], Any] = noop_context_fn
+        """What `torch.utils.checkpoint` runs them in: says which of their results are kept."""
 
     @property
     def table(self) -> nn.Module | None:
@@ -95,5 +97,6 @@ class Transformer(nn.Module):
 
     def _through(self, number: int, layer: nn.Module, x: Tensor, context: Context) -> Tensor:
         if context.recomputed and number not in self.kept:
-            return checkpoint(layer, x, context, use_reentrant=False)  # type: ignore[return-value]
+            run: Any = checkpoint(layer, x, context, use_reentrant=False, context_fn=self.contexts)
+            return run
         return layer(x, context)

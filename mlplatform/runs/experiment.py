@@ -138,10 +138,15 @@ class Experiment:
             SpecError: the machine lacks what is asked, or the strategy can't divide the model among the devices.
         """
         place = preflight(self.trainer, self.strategy, self.schedule, self.launcher.place)
-        shell = build(self.model, device="meta")
-        self._choose_parts(shell)
+        shell = self.shell()
         self.strategy.build().check_model(shell, self.optimizer, place)
         return place, shell
+
+    def shell(self) -> nn.Module:
+        """Return the model without weights, as it trains: parts of it frozen, an adapter in it."""
+        shell = build(self.model, device="meta")
+        self._choose_parts(shell)
+        return shell
 
     def _check_batch(self, task: Any) -> None:
         """Check the batch and the data against the task and the model."""

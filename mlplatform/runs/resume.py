@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from pathlib import Path
 from typing import Any
 
-from mlplatform.errors import RunError, listing
+from safetensors import SafetensorError
+
+from mlplatform.errors import CheckpointError, RunError, listing
+from mlplatform.models.trained import trained_names
 from mlplatform.registry import Spec, validate
 from mlplatform.runs import record
 from mlplatform.runs.config_file import check_complete, leaves, masked_paths, put, read_config, read_shown, write_config
 from mlplatform.runs.experiment import Experiment
 from mlplatform.runs.folder import held
 from mlplatform.runs.launch import start
+from mlplatform.tasks.task import check_weights
+from mlplatform.training.checkpoints import checkpoints
+from mlplatform.training.shards import Stored
 
 CHANGEABLE = (
     "trainer.max",
@@ -43,6 +50,7 @@ def resume(folder: Path, changes: dict[str, Any]) -> record.Status:
     Raises:
         RunError: the run is finished or still running, or a change would make it another run.
         SpecError: a changed value that can't be.
+        CheckpointError: the newest checkpoint is of another model.
     """
     known = record.read(folder)
     before = read_config(folder)
@@ -50,6 +58,7 @@ def resume(folder: Path, changes: dict[str, Any]) -> record.Status:
     if known["status"] == "finished" and "trainer.max" not in changes:
         raise RunError(f"{folder}: this run is finished; a longer one: mlplatform resume {folder} trainer.max=...")
     with held(folder):
+        _check_weights(folder, config)
         if config != before:
             hidden = masked_paths(read_shown(folder))
             write_config(folder, config, hidden)
@@ -57,6 +66,26 @@ def resume(folder: Path, changes: dict[str, Any]) -> record.Status:
             record.update(folder, changes=[*known.get("changes", []), told])
         record.update(folder, status="running")
     return start(folder)
+
+
+def _check_weights(folder: Path, config: dict[str, Any]) -> None:
+    """Raise CheckpointError when the newest checkpoint's weights are not those of the config's model.
+
+    Only the heads of its files are read: whether it is whole is seen as the run goes on from it.
+    """
+    found = checkpoints(folder / "checkpoints")
+    if not found:
+        return
+    shell = Spec.of(config, "run").build().shell()
+    own = shell.state_dict()
+    if getattr(shell, "adapted", False):
+        own = {name: own[name] for name in trained_names(shell)}
+    with contextlib.suppress(OSError, ValueError, SafetensorError):  # damaged: the one before it is gone on from
+        given = Stored(found[-1], "model").entries
+        try:
+            check_weights(given, own)
+        except CheckpointError as error:
+            raise CheckpointError(f"{found[-1]}: {error}; a run goes on from its own checkpoints alone") from None
 
 
 def _changed(folder: Path, before: dict[str, Any], changes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import lightning.pytorch as L
@@ -356,8 +356,8 @@ def check_fit(task: Task, model: nn.Module) -> None:
     raise SpecError(f"{told}: {there}; or choose another model.head")
 
 
-def check_weights(given: dict[str, Tensor], own: dict[str, Tensor]) -> None:
-    """Raise CheckpointError that lists which weights are missing, extra or of another shape."""
+def check_weights(given: Mapping[str, Any], own: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError that lists which weights (what has a shape) are missing, extra or of another shape."""
     wrong = [f"{n} is missing" for n in own if n not in given]
     wrong += [f"{n} is not in the model" for n in given if n not in own]
     wrong += [

@@ -16,6 +16,7 @@ import lightning.pytorch as L
 import torch
 from torch import nn
 
+from mlplatform.blocks.moe import mixtures
 from mlplatform.errors import RunError, SpecError, did_you_mean, listing
 from mlplatform.models.costs import training_flops_per_token
 from mlplatform.models.share import Share
@@ -28,6 +29,7 @@ from mlplatform.training.faults import Fault, Stop
 from mlplatform.training.freezing import matches
 from mlplatform.training.meters import Feed, Speed, peak_flops
 from mlplatform.training.progress import Display, Quiet, display
+from mlplatform.training.recompute import products_kept
 from mlplatform.training.rng import Randomness
 from mlplatform.training.saving import FolderIO
 from mlplatform.training.settings import TrainerSettings
@@ -75,6 +77,9 @@ def preflight(
     if settings.ema is not None and not arrangement.averages:
         told = f"strategy={strategy.kind} keeps no average of its weights; set it to null, or use strategy=fsdp"
         raise SpecError(problems=[("trainer.ema", told)])
+    if settings.activation_checkpointing == "selective" and not arrangement.keeps_some:
+        told = f"strategy={strategy.kind} gathers weights within layers, as often as it likes; set it to full"
+        raise SpecError(problems=[("trainer.activation_checkpointing", told)])
     if settings.on_bad_loss is not None and settings.on_bad_loss.kind != "stop" and not arrangement.leaves_out:
         told = f"strategy={strategy.kind} can't take a step back; set trainer.on_bad_loss.kind=stop"
         raise SpecError(problems=[("trainer.on_bad_loss", told)])
@@ -197,10 +202,13 @@ def prepare_layers(model: nn.Module, settings: TrainerSettings) -> None:
         SpecError: the model has no layers, or none of a pattern's name.
     """
     again = settings.activation_checkpointing
-    patterns = ["*"] if again == "full" else again or []
+    patterns = ["*"] if isinstance(again, str) else again or []
     towers: Any = {n: m for n, m in model.named_modules() if hasattr(m, "checkpointed") and hasattr(m, "layers")}
     if not towers and (settings.compile or patterns):
         raise SpecError("trainer.compile and trainer.activation_checkpointing need a model made of layers")
+    if again == "selective" and settings.compile:
+        told = "torch.compile chooses by itself what is computed again; set it to null, or to full"
+        raise SpecError(problems=[("trainer.activation_checkpointing", told)])
     paths = [f"{name}.layers.{i}" for name, tower in towers.items() for i in range(len(tower.layers))]
     for pattern in patterns:
         if not any(matches(path, [pattern]) for path in paths):
@@ -209,10 +217,15 @@ def prepare_layers(model: nn.Module, settings: TrainerSettings) -> None:
     for name, tower in towers.items():
         kept = {i for i in range(len(tower.layers)) if not matches(f"{name}.layers.{i}", patterns)}
         tower.checkpointed, tower.kept = len(kept) < len(tower.layers), frozenset(kept)
+        if again == "selective":
+            tower.contexts = products_kept()
         if settings.precision == "fp8":
             precision.in_8_bits(tower.layers)
-        for layer in tower.layers if settings.compile else ():
-            layer.compile()
+        if settings.compile:
+            for _, moe in mixtures(tower):  # how many tokens an expert gets is in no shape
+                moe.experts.forward = torch.compiler.disable(moe.experts.forward)
+            for layer in tower.layers:
+                layer.compile()
 
 
 def _optimizer(spec: Spec, model: nn.Module) -> torch.optim.Optimizer:

@@ -29,7 +29,8 @@ class TrainerSettings:
         ema: decay of averaged weights, which validation then uses; null for none.
         compile: torch.compile for each layer; the first step takes a minute.
         activation_checkpointing: layers computed again in the backward pass instead of being kept: `full` for all, or
-            path patterns (`["trunk.layers.*[02468]"]`); null for none.
+            path patterns (`["trunk.layers.*[02468]"]`); `selective` for all, but for the results of matrix products and
+            attention, which are kept; null for none.
         on_bad_loss: what is done when the loss or the gradient is not finite: stop, skip or roll_back; null for stop.
         timeout: seconds a rank waits for the others in a collective before the run fails.
         restarts: times the ranks are started again, from the last checkpoint, when one of them dies.
@@ -51,7 +52,7 @@ class TrainerSettings:
         monitor: Text | None = None,
         ema: Fraction | None = None,
         compile: bool = False,
-        activation_checkpointing: Literal["full"] | list[Text] | None = None,
+        activation_checkpointing: Literal["full", "selective"] | list[Text] | None = None,
         on_bad_loss: Annotated[Spec, "bad_loss"] | None = None,
         timeout: Positive = 1800,
         restarts: Natural = 0,

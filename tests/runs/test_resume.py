@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from test_worker import KilledInside, last
 from tiny_runs import Child, curves, files, finished, prepared
 
-from mlplatform.errors import RunError, SpecError
+from mlplatform.errors import CheckpointError, RunError, SpecError
 from mlplatform.runs import metrics, record
 from mlplatform.runs.config_file import private_file, read_config
 from mlplatform.runs.resume import resume
@@ -62,6 +63,19 @@ def test_a_change_that_would_make_it_another_run_is_refused(
     with pytest.raises(RunError, match=told) as caught:
         resume(folder, changes)
     assert f"mlplatform train init_from={folder}" in str(caught.value)
+    assert files(folder) == before
+
+
+def test_the_checkpoint_of_another_model_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    folder = killed(tmp_path)
+    deeper = finished(tmp_path, "model.trunk.depth=2", "experiment=deeper")
+    shutil.rmtree(folder / "checkpoints")
+    shutil.copytree(deeper / "checkpoints", folder / "checkpoints")
+    before = files(folder)
+    with pytest.raises(
+        CheckpointError, match=r"step=00000008: the checkpoint is of another model: trunk\.layers\.1\..*own"
+    ):
+        resume(folder, {"strategy.kind": "fsdp", "trainer.devices": 2})
     assert files(folder) == before
 
 

@@ -21,15 +21,19 @@ def mlplatform(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    ("strategy", "then"),
-    [("fsdp", ["strategy.kind=tp"]), ("zero3", ["strategy.kind=single", "trainer.devices=1"])],
+    ("strategy", "devices", "then"),
+    [
+        ("fsdp", 2, ["strategy.kind=tp"]),
+        ("zero3", 2, ["strategy.kind=single", "trainer.devices=1"]),
+        ("fsdp_tp", 4, ["strategy.kind=fsdp_cp", "trainer.devices=2"]),
+    ],
 )
-def test_trains_with_two_devices_and_goes_on_under_another_strategy(
-    tmp_path: Path, strategy: str, then: list[str]
+def test_trains_with_several_devices_and_goes_on_under_another_strategy(
+    tmp_path: Path, strategy: str, devices: int, then: list[str]
 ) -> None:
     data = ["data=jsonl", f"data.path={scenes(tmp_path)}", "data.validation=0.2", f"outputs={tmp_path / 'outputs'}"]
     small = [*SMALL, *data, "optimizer=adamw", "model.trunk.layer.dropout=0"]
-    said = mlplatform("train", *small, f"strategy={strategy}", "trainer.devices=2")
+    said = mlplatform("train", *small, f"strategy={strategy}", f"trainer.devices={devices}")
     assert said.returncode == 0, said.stderr
     [folder] = runs_in(tmp_path / "outputs")
     assert (record.read(folder)["status"], record.read(folder)["steps"]) == ("finished", 8)

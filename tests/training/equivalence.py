@@ -23,6 +23,7 @@ from mlplatform.models.start import Drawn, later
 from mlplatform.processors.tokenizer import train
 from mlplatform.registry import Spec
 from mlplatform.training.engine import Result, fit
+from mlplatform.training.freezing import freeze
 from mlplatform.training.progress import Lines
 from mlplatform.training.strategies import Place
 
@@ -52,6 +53,12 @@ TOWERS = {
         "trunk.layer.attention.heads=4", "trunk.layer.attention.kv_heads=1", "trunk.layer.attention.qk_norm=true",
         "trunk.layer.attention.bias=true", "trunk.layer.attention.rope=null", "trunk.layer.attention.gate=true",
         "trunk.position_bias={kind: alibi}", "trunk.layer.mlp.width=48", "trunk.layer.mlp.bias=true",
+        "heads.lm.tied=false", "heads.lm.bias=true",
+    ]),
+    "bert": ("bert_tiny", "masked_lm", "masked", [
+        "trunk.dim=32", "trunk.depth=1", "trunk.context_length=32", f"trunk.input.vocab={VOCABULARY}",
+        "trunk.layer.attention.heads=4", "trunk.layer.mlp.width=48", "trunk.input.dropout=0", "trunk.layer.dropout=0",
+        "trunk.layer.attention.dropout=0",
     ]),
 }  # fmt: skip
 MODELS = ("llama", "afmoe", "t5", "clip")
@@ -69,6 +76,8 @@ class Cell(NamedTuple):
     micro: int = 2
     stop: int = 0
     """The step after which it is told to stop; 0 for its end."""
+    freeze: tuple[str, ...] = ()
+    adapter: dict[str, Any] | None = None
 
 
 class Made(NamedTuple):
@@ -76,18 +85,22 @@ class Made(NamedTuple):
     data: DataModule
 
 
-def make(folder: Path, model: str, strategy: Spec, micro: int) -> Made:
+def make(folder: Path, cell: Cell, strategy: Spec) -> Made:
     """Return the task of a small model, and its data as this process reads them."""
-    if model == "clip":
-        pairs = Pairs(folder / "pairs", micro=4 * micro, strategy=strategy.data)
+    if cell.model == "clip":
+        pairs = Pairs(folder / "pairs", micro=4 * cell.micro, strategy=strategy.data)
         return Made(pairs.task, pairs.data)
-    name, task, kind, overrides = TOWERS[model]
+    name, task, kind, overrides = TOWERS[cell.model]
     spec = compose_model(name, overrides).check().config
-    built = later(spec, Drawn(1)) if strategy.build().fills else build(spec, seed=1)
+    filled = strategy.build().fills and cell.adapter is None
+    built = later(spec, Drawn(1)) if filled else build(spec, seed=1)
+    freeze(built, cell.freeze)
+    if cell.adapter is not None:
+        Spec.of(cell.adapter, "adapter", "adapter").build().apply(built, seed=2)
     made = Spec.of({"kind": task}, "task", "task").build(model=built)
     words = train(texts(10), VOCABULARY, kind)  # type: ignore[arg-type]
     layout = "packed" if task == "causal_lm" else "padded"
-    shape = {"kind": "rows", "sequences": 8, "micro": micro, "length": 32, "layout": layout}
+    shape = {"kind": "rows", "sequences": 8, "micro": cell.micro, "length": 32, "layout": layout}
     share = strategy.build().share(Place.find("cpu", 1))
     material = DocumentMaterial(JSONLines(path=str(write_source(folder)), validation=0.1), words)
     collator = made.collator(words, 32)
@@ -102,7 +115,7 @@ def go(folder: Path, cell: Cell, rows: Path) -> tuple[list[tuple[int, dict[str, 
     """
     rows.mkdir(parents=True, exist_ok=True)
     strategy = Spec.of(cell.strategy, "strategy", "strategy")
-    made = make(rows, cell.model, strategy, cell.micro)
+    made = make(rows, cell, strategy)
     made.data.setup()
     logged: list[tuple[int, dict[str, float]]] = []
 

@@ -283,10 +283,11 @@ def test_clipping_bounds_the_update_and_reports_the_norm_before(tmp_path: Path) 
     assert moved.item() == pytest.approx(0.25, rel=1e-4)
 
 
-def test_recomputed_activations_change_no_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("again", ["full", "selective", ["trunk.layers.0"]])
+def test_recomputed_activations_change_no_bit(tmp_path: Path, again: Any) -> None:
     plain = Run(tmp_path / "plain")
     plain.go()
-    recomputed = Run(tmp_path / "recomputed", trainer={"activation_checkpointing": "full"})
+    recomputed = Run(tmp_path / "recomputed", trainer={"activation_checkpointing": again})
     calls = []
     recomputed.task.model.trunk.layers[0].register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
     recomputed.go()

@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from equivalence import MODELS, Cell, curve, largest_difference, together
+from strategy_tables import put, table
 
 from mlplatform.errors import SpecError
 from mlplatform.registry import Spec
@@ -19,7 +18,6 @@ from mlplatform.training.strategies import Place
 
 pytestmark = pytest.mark.distributed
 
-DOCS = Path(__file__).parents[2] / "docs" / "strategies.md"
 CLOSE = 1e-5
 SINGLE = {"kind": "single"}
 TWO: dict[str, dict[str, Any]] = {
@@ -30,6 +28,7 @@ TWO: dict[str, dict[str, Any]] = {
     "zero1": {"kind": "zero1"},
     "zero2": {"kind": "zero2"},
     "zero3": {"kind": "zero3", "keep": 100},
+    "fsdp_cp": {"kind": "fsdp_cp", "context": 2},
 }
 FOUR: dict[str, dict[str, Any]] = {
     "hybrid": {"kind": "fsdp", "replicate": 2},
@@ -39,6 +38,7 @@ PRECISIONS = {"fp32": 1e-5, "bf16-mixed": 0.01, "bf16-true": 0.03, "fp16-mixed":
 """How far a loss may be from that of one process in the same precision."""
 MORE: dict[str, dict[str, Any]] = {
     "one key head, norms of heads, biases, slopes": {"model": "variety"},
+    "a masked head": {"model": "bert"},
     "pairs in pieces": {"model": "clip", "micro": 1},
     "averaged weights": {"trainer": {"ema": 0.9}},
     "recomputed layers": {"trainer": {"activation_checkpointing": "full", "clip_norm": None}},
@@ -50,7 +50,7 @@ SHORT = 4
 
 def trained(strategy: str) -> tuple[str, ...]:
     """Return the models a strategy is for."""
-    return {"ep": ("afmoe",), **dict.fromkeys(("zero1", "zero2", "zero3"), MODELS[:3])}.get(strategy, MODELS)
+    return {"ep": ("afmoe",), "fsdp_cp": ("llama",)}.get(strategy, MODELS)
 
 
 def refused(strategy: dict[str, Any], precision: Any) -> str | None:
@@ -117,9 +117,9 @@ def test_trains_as_one_process_does(strategy: str, tmp_path: Path, alone: dict[A
     found[strategy] = told
 
 
-@pytest.mark.parametrize("strategy", ["fsdp", "tp", "zero2"])
+@pytest.mark.parametrize("strategy", ["fsdp", "tp", "zero2", "zero3"])
 def test_with_what_else_a_run_may_have(strategy: str, tmp_path: Path, alone: Any) -> None:
-    left = [name for name in MORE if name == "Muon" or MORE[name].get("model") == "clip"] if strategy == "zero2" else []
+    left = {"zero2": {"Muon"}, "zero3": {"Muon", "averaged weights"}}.get(strategy, set())
     names = [name for name in MORE if name not in left]
     said = together(tmp_path, 2, [more_cell(name, TWO[strategy]) for name in names])
     for name, one in zip(names, said, strict=True):
@@ -130,25 +130,11 @@ def test_with_what_else_a_run_may_have(strategy: str, tmp_path: Path, alone: Any
             assert gap < close * (30 if metric == "train/grad_norm" else 1), f"{name}: {metric} {gap}"
 
 
-def table(lines: list[str], start: str) -> dict[str, list[str]]:
-    """Return the rows of the table under a heading, by their first cell."""
-    begin = lines.index(start)
-    rows: dict[str, list[str]] = {}
-    for line in lines[begin + 1 :]:
-        if line.startswith("#"):
-            break
-        if line.startswith("| `"):
-            name, *cells = (cell.strip() for cell in line.split("|")[1:-1])
-            rows[name.strip("`")] = cells
-    return rows
-
-
 LOSSES, NUMBERS = "## How closely", "## Precisions"
 
 
 def test_the_tables_are_not_stale() -> None:
-    lines = DOCS.read_text().splitlines()
-    losses, numbers = table(lines, LOSSES), table(lines, NUMBERS)
+    losses, numbers = table(LOSSES), table(NUMBERS)
     assert list(losses) == list(numbers) == [*TWO, *FOUR]
     for strategy, cells in losses.items():
         for model, cell in zip(MODELS, cells, strict=True):
@@ -163,17 +149,12 @@ def test_the_tables_are_not_stale() -> None:
 
 def write(found: dict[str, dict[str, str]]) -> None:
     """Put what was measured into the tables; rows that were not measured stay."""
-    lines = DOCS.read_text().splitlines()
+    losses, numbers = {}, {}
     for strategy, told in found.items():
-        kind = (TWO | FOUR)[strategy]
-        able = Spec.of(kind, "strategy", "strategy").build().precisions
-        exact: Callable[[str], str] = lambda model: told.get(model, "")  # noqa: B023, E731
-        losses = " | ".join(exact(model) for model in MODELS)
+        able = Spec.of((TWO | FOUR)[strategy], "strategy", "strategy").build().precisions
+        losses[strategy] = [told.get(model, "") for model in MODELS]
         fp32 = max(told[model] for model in trained(strategy))
-        cells = {**{p: "CUDA" if p == "fp8" else told.get(p, fp32) for p in able}}
-        numbers = " | ".join(cells.get(p, "no") for p in PRECISIONS)
-        for heading, row in ((LOSSES, losses), (NUMBERS, numbers)):
-            begin = lines.index(heading)
-            place = next(i for i, line in enumerate(lines) if i > begin and re.match(rf"\| `{strategy}` \|", line))
-            lines[place] = f"| `{strategy}` | {row} |"
-    DOCS.write_text("\n".join(lines) + "\n")
+        cells = {p: "CUDA" if p == "fp8" else told.get(p, fp32) for p in able}
+        numbers[strategy] = [cells.get(p, "no") for p in PRECISIONS]
+    put(LOSSES, losses)
+    put(NUMBERS, numbers)

@@ -17,16 +17,18 @@ from mlplatform.training.shards import Stored
 
 pytestmark = pytest.mark.distributed
 
-STAGES: list[tuple[dict[str, Any], int]] = [
-    ({"kind": "fsdp"}, 2),
-    ({"kind": "tp"}, 2),
-    ({"kind": "single"}, 1),
-    ({"kind": "zero3", "keep": 100}, 2),
-    ({"kind": "fsdp_tp", "tensor": 2}, 4),
-    ({"kind": "zero1"}, 2),
-]
+STAGES: dict[str, list[tuple[dict[str, Any], int]]] = {
+    "afmoe": [
+        ({"kind": "fsdp"}, 2),
+        ({"kind": "tp"}, 2),
+        ({"kind": "single"}, 1),
+        ({"kind": "zero3", "keep": 100}, 2),
+        ({"kind": "fsdp_tp", "tensor": 2}, 4),
+        ({"kind": "zero1"}, 2),
+    ],
+    "clip": [({"kind": "zero1"}, 2), ({"kind": "zero3", "keep": 100}, 2), ({"kind": "single"}, 1)],  # with a scalar
+}
 EACH = 3
-WHOLE = EACH * len(STAGES)
 
 
 def stage(folder: Path, cell: Cell) -> None:
@@ -59,12 +61,12 @@ def same_files(one: Path, other: Path) -> None:
         assert states[0]["rng"] == states[1]["rng"]
 
 
-def test_a_run_moves_from_strategy_to_strategy(tmp_path: Path) -> None:
-    model = "afmoe"
-    options: dict[str, Any] = {"steps": WHOLE, "trainer": {"validate_every": None}}
+@pytest.mark.parametrize("model", STAGES)
+def test_a_run_moves_from_strategy_to_strategy(model: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"steps": EACH * len(STAGES[model]), "trainer": {"validate_every": None}}
     [whole] = together(tmp_path / "whole", 1, [Cell(model, {"kind": "single"}, **options)])
     checkpoint, losses = "", []
-    for number, (strategy, world) in enumerate(STAGES, start=1):
+    for number, (strategy, world) in enumerate(STAGES[model], start=1):
         folder = tmp_path / str(number)
         folder.mkdir()
         cell = Cell(model, strategy, resume=checkpoint, stop=number * EACH, **options)

@@ -4,10 +4,12 @@ A block that can be divided has
 
     splits      the names of its modules: `columns` (a linear map by what it writes), `rows` (by what it reads, its
                 results are summed), `heads` (a norm of each head by itself), `groups` (keys and values, of which
-                there may be fewer than ranks), `bias` (what is added to scores, by heads), `experts` (by their width)
+                there may be fewer than ranks), `bias` (what is added to scores, by heads), `experts` (by their width);
+                `table` and `vocabulary`, where ranks divide the number of tokens (vocabulary.py)
     divisible() by name, the numbers that the ranks must divide; empty where the block can't be divided
 
-A block without them, or with parts that are not plain linear maps (adapters, 4 bits), is held whole by every rank.
+Of a linear map with an adapter (LoRA) the map is divided, and of the adapter's two what faces the divided side. A block
+without these, or with parts that are neither (DoRA, 4 bits), is held whole by every rank.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 from mlplatform.errors import SpecError, listing
+from mlplatform.training.sharding.vocabulary import divide_vocabulary
 
 LINEAR = ("columns", "rows", "groups")
 
@@ -50,7 +53,7 @@ def check_layers(model: nn.Module, size: int, strategy: str) -> None:
     numbers = [(name, what, n) for name, block in divided_blocks(model) for what, n in block.divisible().items()]
     if not numbers:
         told = f"no block of this model can be divided by strategy={strategy}"
-        raise SpecError(problems=[("strategy", f"{told}; use strategy=fsdp or zero3")])
+        raise SpecError(problems=[("strategy", f"{told}; use strategy=fsdp")])
     for name, what, n in numbers:
         if not fits(what, n, size):
             good = [k for k in range(2, max(m for *_, m in numbers) + 1) if all(fits(w, m, k) for _, w, m in numbers)]
@@ -69,23 +72,38 @@ def divide_layers(model: nn.Module, mesh: DeviceMesh) -> None:
         for name, how in module.splits.items():
             part = getattr(module, name, None) if name else module
             if part is not None:
-                style = _style(how, module, mesh)
-                style.src_data_rank = None  # all ranks hold the same weights: each cuts its part out
                 trained = {key for key, p in part.named_parameters() if p.requires_grad}
-                parallelize_module(part, mesh, style)
+                style = _style(how, module, mesh)
+                for face in [part] if isinstance(style, SharedGroups) else _faces(part, how):
+                    # All ranks hold the same weights: each cuts its part out.
+                    parallelize_module(face, mesh, style, src_data_rank=None)
                 for key, p in part.named_parameters():
                     p.requires_grad_(key in trained)
+    divide_vocabulary(model, mesh)
 
 
 def _numbers(module: Any) -> dict[str, int]:
-    return module.divisible() if hasattr(module, "splits") else {}
+    return module.divisible() if hasattr(module, "divisible") else {}
 
 
 def _able(module: Any) -> bool:
     if not _numbers(module):
         return False
     parts = [(how, getattr(module, name, None)) for name, how in module.splits.items() if name]
-    return all(part is None or how not in LINEAR or type(part) is nn.Linear for how, part in parts)
+    return all(part is None or how not in LINEAR or _linear(part) for how, part in parts)
+
+
+def _linear(part: Any) -> bool:
+    """Whether a module is a plain linear map, or one with an adapter that adds to what it writes."""
+    adapted = isinstance(getattr(part, "lora_A", None), nn.ModuleDict) and not len(part.lora_magnitude_vector)
+    return type(part) is nn.Linear or (adapted and type(part.base_layer) is nn.Linear)
+
+
+def _faces(part: Any, how: str) -> list[nn.Module]:
+    """Return what of a part is divided: of a map with an adapter the map, and A where it reads, B where it writes."""
+    if how not in LINEAR or not hasattr(part, "lora_A"):
+        return [part]
+    return [part.base_layer, *(part.lora_A if how == "rows" else part.lora_B).values()]
 
 
 def _style(how: str, module: Any, mesh: DeviceMesh) -> ParallelStyle:

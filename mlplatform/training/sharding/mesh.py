@@ -15,6 +15,7 @@ from mlplatform.models.share import Share
 from mlplatform.training.sharding.experts import divide_experts
 from mlplatform.training.sharding.holding import OwnParts
 from mlplatform.training.sharding.layers import divide_layers
+from mlplatform.training.sharding.sequence import divide_sequences
 
 COPIES, SHARDS, PARTS = "copies", "shards", "parts"
 
@@ -37,16 +38,26 @@ class MeshShare(Share):
 
     Args:
         offload, gather: as in `strategy/fsdp`. experts: each rank along `shards` holds some experts whole.
+        context: ranks that divide every sequence: they shard the model as all do, and read the same batch.
     """
 
     divides = True
 
     def __init__(
-        self, sizes: Mesh, rank: int, offload: bool = False, gather: Gather = "fp32", experts: bool = False
+        self,
+        sizes: Mesh,
+        rank: int,
+        offload: bool = False,
+        gather: Gather = "fp32",
+        experts: bool = False,
+        context: int = 1,
     ) -> None:
-        super().__init__(rank // sizes.parts, sizes.copies * sizes.shards)
+        self.holders = sizes.copies * sizes.shards
+        super().__init__(rank // (sizes.parts * context), self.holders // context)
         self.sizes, self.offload, self.gather, self.experts = sizes, offload, gather, experts
+        self.context = context
         self.mesh: DeviceMesh | None = None
+        self.stretches: DeviceMesh | None = None
         self.apart: set[nn.Parameter] = set()
         """What no engine averages: scalars, which can't be sharded, and vectors that only their block changes."""
         self.held_alone: set[nn.Parameter] = set()
@@ -61,6 +72,9 @@ class MeshShare(Share):
         if self.sizes.parts > 1:
             readers = self.mesh[COPIES, SHARDS]._flatten("readers")
             self.group = readers.get_group()
+        if self.context > 1:
+            both = init_device_mesh(device, (self.count, self.context), mesh_dim_names=("readers", "stretches"))
+            self.group, self.stretches = both["readers"].get_group(), both["stretches"]
         return self.mesh
 
     def divide(self, model: nn.Module) -> None:
@@ -87,7 +101,9 @@ class MeshShare(Share):
     def _divide(self, model: nn.Module, mesh: DeviceMesh) -> None:
         if self.sizes.parts > 1:
             divide_layers(model, mesh[PARTS])
-        if self.count == 1:
+        if self.stretches is not None:
+            divide_sequences(model, self.stretches)
+        if self.holders == 1:
             return
         if self.experts:
             self.held_alone = divide_experts(model, mesh[SHARDS])
@@ -113,7 +129,7 @@ class MeshShare(Share):
         """Average the gradients of what FSDP leaves alone."""
         for parameter in self.apart:
             if parameter.grad is not None:
-                dist.all_reduce(parameter.grad, group=self.group)
+                dist.all_reduce(parameter.grad, group=self.group if self.sizes.parts > 1 else None)
         for parameter in self.apart | self.held_alone:
             if parameter.grad is not None:
-                parameter.grad /= self.count
+                parameter.grad /= self.holders

@@ -28,6 +28,18 @@ class ZeroShare(Share):
     clips = False
     engine: Any = None
 
+    def divide(self, model: nn.Module) -> None:
+        """Give scalar weights a dimension, in place: DeepSpeed sends nothing without one between ranks.
+
+        What reads them works on, by broadcasting; checkpoints hold them as they were.
+        """
+        for module in model.modules():
+            for name, p in list(module.named_parameters(recurse=False)):
+                if p.ndim == 0:
+                    row: Any = nn.Parameter(p.detach()[None], requires_grad=p.requires_grad)
+                    row.scalar = True
+                    module.register_parameter(name, row)
+
     @property
     def divides(self) -> bool:  # type: ignore[override]
         """Whether a rank holds but a part of the weights."""
@@ -51,7 +63,11 @@ class ZeroShare(Share):
 
     def shape(self, parameter: Any) -> torch.Size:
         """Return the shape of a whole parameter."""
-        return getattr(parameter, "ds_shape", parameter.shape)
+        return torch.Size() if hasattr(parameter, "scalar") else getattr(parameter, "ds_shape", parameter.shape)
+
+    def held(self, parameter: nn.Parameter) -> Tensor:
+        """Return what this rank holds of a parameter, in the shape checkpoints have, to read and to change in place."""
+        return parameter.detach().view(()) if hasattr(parameter, "scalar") else parameter.detach()
 
 
 class ZeroStrategy(DeepSpeedStrategy):
@@ -105,10 +121,16 @@ class ZeroStrategy(DeepSpeedStrategy):
                 child.to(self.root_device)
         engine, optimizer = super()._setup_model_and_optimizer(model.model, optimizer, lr_scheduler)
         self.share.engine = engine
+        for p in model.model.parameters():
+            if hasattr(p, "scalar"):
+                p.is_external_param = True  # read by the task too, so no pass of the model may put it away
         _gather_small(optimizer)
         return engine, optimizer
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        gradients = getattr(self.deepspeed_engine.optimizer, "grad_partitions_flat_buffer", None)
+        if gradients is not None:  # stage 3 adds a weight's first gradient to its last step's, unless it comes at once
+            gradients.zero_()
         return self.lightning_module.training_step(*args, **kwargs)  # type: ignore[union-attr]
 
     def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -145,10 +167,10 @@ class ZeroStrategy(DeepSpeedStrategy):
             if p is None:
                 found[f"model.{name}"] = tensor
             elif p.requires_grad:
-                found[f"model.{name}"] = self._rows(safe_get_full_fp32_param(p))
+                found[f"model.{name}"] = self._rows(p, safe_get_full_fp32_param(p))
             else:
                 with GatheredParameters([p]):
-                    found[f"model.{name}"] = self._rows(p.detach())
+                    found[f"model.{name}"] = self._rows(p, p.detach())
         _gather_small(self.optimizers[0])
         return found
 
@@ -178,7 +200,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         entries: dict[str, dict[str, Any]] = {}
 
         def rows(name: str, key: str) -> Piece:
-            return self._rows(safe_get_full_optimizer_state(parameters[name], key))
+            return self._rows(parameters[name], safe_get_full_optimizer_state(parameters[name], key))
 
         for group, flats in zip(base.param_groups, _flats(optimizer), strict=True):
             held = base.state.get(flats[0], {})
@@ -195,26 +217,29 @@ class ZeroStrategy(DeepSpeedStrategy):
         base, parameters = _base(optimizer), self._parameters()
         entries = by_name(state)
         options = {name: group for group in state["param_groups"] for name in group["param_names"]}
+        each = {key for entry in entries.values() for key, value in entry.items() if _flat(value)}
         for group, flats in zip(base.param_groups, _flats(optimizer), strict=True):
             saved, first = options[group["param_names"][0]], entries.get(group["param_names"][0], {})
             group.update({key: value for key, value in saved.items() if key not in ("params", "param_names")})
             for flat in flats:
-                base.state[flat] = {k: torch.zeros_like(flat) if _flat(v) else deepcopy(v) for k, v in first.items()}
+                base.state[flat] = {k: torch.zeros_like(flat) if k in each else deepcopy(v) for k, v in first.items()}
         _link(optimizer)
         for name, entry in entries.items():
             for key, value in entry.items():
-                if _flat(value):
+                if key in each:
                     _put(parameters[name], value.float().to(self.root_device), key)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Write this rank's rows: every rank does."""
         self.checkpoint_io.save_checkpoint(checkpoint, filepath)
 
-    def _rows(self, whole: Any) -> Piece:
-        """Return the rows of a gathered tensor that this rank writes, in memory of their own."""
+    def _rows(self, parameter: nn.Parameter, whole: Any) -> Piece:
+        """Return the rows of a gathered weight or moment that this rank writes, in memory of their own."""
         size = -(-len(whole) // self.share.count)
         start = min(size * self.share.number, len(whole))
         own = whole[start : start + size].detach().to("cpu", copy=True)
+        if hasattr(parameter, "scalar"):
+            return Piece(own.view(()) if own.numel() else own, (), ())
         return Piece(own, (start, *[0] * (whole.dim() - 1)), tuple(whole.shape))
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:

@@ -41,11 +41,12 @@ class Place:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         there = torch.cuda.device_count() if device == "cuda" else os.cpu_count() or 1
+        most = there if device == "cuda" else 2 * there  # processes may share a core: a mesh of four on a laptop
         if there == 0:
             raise SpecError(problems=[("trainer.accelerator", "this machine has no CUDA device; use cpu or auto")])
-        if devices > there:
+        if devices > most:
             what = "CUDA device(s)" if device == "cuda" else "CPU core(s)"
-            told = f"{devices} are asked for and this machine has {there} {what}; use {there} or less"
+            told = f"{devices} are asked for and this machine has {there} {what}; use {most} or less"
             raise SpecError(problems=[("trainer.devices", told)])
         return cls(device, devices, int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
 

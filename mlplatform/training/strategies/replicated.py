@@ -31,6 +31,7 @@ class Arrangement:
     Attributes:
         precisions: those it can train in, where the device can.
         averages: whether an average of the weights can be kept beside them.
+        keeps_some: whether results within a layer can be kept where the rest of it is computed again.
         fills: whether ranks give memory to their own parts of a model that has none yet.
         offload: whether what a rank holds lies in the machine's memory instead of the device's.
         leaves_out: whether a step whose loss is not finite can be left out; an engine that clips as it steps can't.
@@ -38,6 +39,7 @@ class Arrangement:
 
     kind: str
     averages = True
+    keeps_some = True
     fills = False
     offload = False
     leaves_out = True
@@ -118,4 +120,5 @@ class DDP(Arrangement):
             process_group_backend=place.backend,
             find_unused_parameters=self.find_unused_parameters,
             timeout=timedelta(seconds=place.timeout),
+            gradient_as_bucket_view=True,  # gradients lie where they are sent from: no second copy of them
         )

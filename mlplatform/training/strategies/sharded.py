@@ -15,6 +15,7 @@ from mlplatform.registry import Positive, Spec, block
 from mlplatform.training.precision import PrecisionName
 from mlplatform.training.sharding.layers import check_layers, divided_blocks
 from mlplatform.training.sharding.mesh import Mesh, MeshShare
+from mlplatform.training.sharding.sequence import check_sequence
 from mlplatform.training.sharding.strategy import MeshStrategy
 from mlplatform.training.strategies.place import Place
 from mlplatform.training.strategies.replicated import Arrangement, Portions, started
@@ -31,6 +32,7 @@ class Sharded(Arrangement):
     fills = True
     gather: Literal["fp32", "bf16"] = "fp32"
     experts_divided = False
+    context = 1
 
     def sizes(self, processes: int) -> Mesh:
         """Return the mesh of that many processes. Raises SpecError when they don't divide up."""
@@ -65,7 +67,8 @@ class Sharded(Arrangement):
 
     def share(self, place: Place) -> Share:
         """Return which part of each batch and of the model is this process's."""
-        return MeshShare(self.sizes(place.processes), place.rank, self.offload, self.gather, self.experts_divided)
+        sizes = self.sizes(place.processes)
+        return MeshShare(sizes, place.rank, self.offload, self.gather, self.experts_divided, self.context)
 
     def build(self, place: Place, share: Share, clip_norm: float | None = None) -> Strategy:
         """Return Lightning's strategy. Raises RunError when nobody started the processes."""
@@ -141,6 +144,34 @@ class FSDPTensorParallel(Sharded):
     def sizes(self, processes: int) -> Mesh:
         """Return the mesh: shards by parts of a layer."""
         return Mesh(1, divided("strategy.tensor", self.tensor, processes), self.tensor)
+
+
+@block("strategy/fsdp_cp")
+class FSDPContextParallel(Sharded):
+    """Weights sharded over all ranks, and every sequence divided among `context` neighbours: for long ones.
+
+    Each holds the activations of its stretch, and gathers keys and values up to its end as it attends. Causal decoders
+    of text. arXiv:2407.21783
+
+    Args:
+        context: ranks that divide a sequence among them; best those of one machine.
+        offload, gather: as in `fsdp`.
+    """
+
+    def __init__(
+        self, *, context: Positive = 2, offload: bool = False, gather: Literal["fp32", "bf16"] = "fp32"
+    ) -> None:
+        self.context, self.offload, self.gather = context, offload, gather
+
+    def sizes(self, processes: int) -> Mesh:
+        """Return the mesh: one row of shards."""
+        divided("strategy.context", self.context, processes)
+        return Mesh(1, processes, 1)
+
+    def check_model(self, model: nn.Module, optimizer: Spec, place: Place) -> None:
+        """Raise SpecError for a model whose sequences can't be divided."""
+        super().check_model(model, optimizer, place)
+        check_sequence(model, self.kind)
 
 
 @block("strategy/ep")

@@ -10,7 +10,7 @@ from lightning.pytorch.plugins import DeepSpeedPrecision, Precision
 from lightning.pytorch.strategies import Strategy
 from torch import nn
 
-from mlplatform.errors import SpecError, listing
+from mlplatform.errors import SpecError
 from mlplatform.models.share import Share
 from mlplatform.registry import Positive, Spec, block
 from mlplatform.training import precision
@@ -38,17 +38,11 @@ class ZeRO(Arrangement):
             raise SpecError(problems=[("trainer.devices", f"{told}, or use strategy=single")])
 
     def check_model(self, model: nn.Module, optimizer: Spec, place: Place) -> None:
-        """Raise SpecError when the optimizer reads whole matrices, or a weight is a single number.
-
-        ZeRO's pieces are flat, and DeepSpeed can't send a tensor without a dimension between ranks.
-        """
+        """Raise SpecError when the optimizer reads whole matrices: ZeRO's pieces are flat."""
         name = optimizer.data.get("_target_", optimizer.kind).rpartition(".")[2]
         if name not in ("adamw", *ELEMENTWISE):
             told = f"{name} reads whole matrices, and strategy={self.kind} keeps them in flat pieces"
             raise SpecError(problems=[("optimizer", f"{told}; use optimizer=adamw, or strategy=fsdp with muon")])
-        if scalars := [name for name, p in model.named_parameters() if p.ndim == 0]:
-            told = f"{self.kind} can't divide the scalar {listing(scalars)}; use fsdp"
-            raise SpecError(problems=[("strategy", told)])
 
     def portions(self, model: nn.Module, processes: int) -> Portions:
         """Return a part of the moments, from stage 2 on of the gradients, and at stage 3 of the weights."""
@@ -115,11 +109,12 @@ class Zero3(ZeRO):
 
     Args:
         offload: moments and weights lie in the machine's memory.
-        keep: weights of fewer numbers stay whole.
+        keep: weights of at most so many numbers stay whole.
     """
 
     stage = 3
     averages = False
+    keeps_some = False
 
     def __init__(self, *, offload: bool = False, keep: Positive = 100_000) -> None:
         self.offload, self.keep = offload, keep
