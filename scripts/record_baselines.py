@@ -9,8 +9,8 @@ The overrides are those of `mlplatform train`: `recipes=sentiment`. What is trie
     image, label    the commonest class; logistic regression on pixels; the three nearest neighbours
     image, text     chance; ridge regression from pixels to the words of the text; with a label also the class whose
                     words ridge regression finds, and what classifiers of the label reach
-    audio, label    the commonest class; the class of the nearest log-mel spectrogram, 24 frames long; logistic regression on
-                    the mean and the deviation of each of 40 log-mel bands
+    audio, label    the commonest class; the class of the nearest log-mel spectrogram, 24 frames long; logistic
+                    regression on the mean and the deviation of each of 40 log-mel bands
     question, context, answers      (exact match and F1 in percent) no answer; the commonest answer that stands in the
                     context; what follows the eight characters that most often stand before an answer, to the next space
 """

@@ -69,9 +69,9 @@ def asterisk_words(source: Path, target: Path) -> None:
     [folder] = source.rglob("en_US_f_Allison")
     (target / "clips").mkdir()
     rows = _rows(folder, target, _words())
-    for split in ("train", "validation"):
-        held = split == "validation"
-        write(target / f"{split}.jsonl", [row for number, row in enumerate(rows) if (number % 3 == 1) == held])
+    for part in ("train", "validation"):
+        held = part == "validation"
+        write(target / f"{part}.jsonl", [row for number, row in enumerate(rows) if (number % 3 == 1) == held])
 
 
 def _words() -> dict[str, str]:
