@@ -51,7 +51,7 @@ def whisper(folder: Path) -> list[str]:
 
 
 def languages(folder: Path) -> list[str]:
-    """wav2vec 2.0 or HuBERT that tells languages apart: here tones."""
+    """wav2vec 2.0 that tells languages apart: here tones."""
     return [*_data(folder, [{"label": name} for name in ("english", "french", "italian", "russian", "spanish")]), *WAVE]
 
 
@@ -69,7 +69,6 @@ def _data(folder: Path, columns: Sequence[Mapping[str, str]] = tuple({"text": te
 MINIATURES: dict[str, Callable[[Path], list[str]]] = {
     "wav2vec2_digits": digits,
     "hubert_digits": digits,
-    "hubert_languages": languages,
     "wav2vec2_languages": languages,
     "whisper_words": whisper,
 }
