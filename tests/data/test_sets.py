@@ -376,12 +376,12 @@ def test_clips_have_the_words_that_are_known(tmp_path: Path, target: Path) -> No
 def test_announcements_are_held_out_in_all_languages_alike(tmp_path: Path, target: Path) -> None:
     tone = np.sin(np.arange(20000) / 3).astype(np.float32) / 3
     silence = np.zeros(1600, np.float32)
-    clips = {f"say/{number}": tone for number in range(20)} | {"short": tone[:800], "beep": tone, "nothing": silence}
+    clips = {f"say/{number}": tone for number in range(20)} | {"short": tone[:800], "beep": tone, "nothing": tone[:0]}
     for folder in recorded.FOLDERS.values():
         for name, samples in clips.items():
             file = tmp_path / f"package/usr/share/asterisk/sounds/{folder}/{name}.gsm"
             file.parent.mkdir(parents=True, exist_ok=True)
-            data = np.concatenate([silence, samples, silence])
+            data = np.concatenate([silence, samples, silence]) if len(samples) else samples
             soundfile.write(file, data, 8000, format="RAW", subtype="GSM610")
     recorded.spoken_languages(tmp_path, target)
     parts = [
