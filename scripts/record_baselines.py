@@ -9,6 +9,8 @@ The overrides are those of `mlplatform train`: `recipes=sentiment`. What is trie
     image, label    the commonest class; logistic regression on pixels; the three nearest neighbours
     image, text     chance; ridge regression from pixels to the words of the text; with a label also the class whose
                     words ridge regression finds, and what classifiers of the label reach
+    audio, label    the commonest class; the class of the nearest log-mel spectrogram, 24 frames long; logistic
+                    regression on the mean and the deviation of each of 40 log-mel bands
     question, context, answers      (exact match and F1 in percent) no answer; the commonest answer that stands in the
                     context; what follows the eight characters that most often stand before an answer, to the next space
 """
@@ -82,6 +84,25 @@ def of_images(train: Records, held_out: Records) -> dict[str, float]:
     return found
 
 
+def of_recordings(train: Records, held_out: Records) -> dict[str, float]:
+    """Return accuracies for a recording and its class."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from transcript_baselines import FRAMES, pictures
+
+    seen, labels = [pictures(part) for part in (train, held_out)], [[r["label"] for r in p] for p in (train, held_out)]
+    nearest = [labels[0][place] for place in (seen[1] @ seen[0].T).argmax(1)]
+    bands = [one.reshape(len(one), -1, FRAMES) for one in seen]
+    means = [np.concatenate([one.mean(2), one.std(2)], 1) for one in bands]
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=3000)).fit(means[0], labels[0])
+    return {
+        "commonest class": commonest(*labels),
+        "the nearest recording": float(np.mean([a == b for a, b in zip(nearest, labels[1], strict=True)])),
+        "logistic regression on mean spectra": model.score(means[1], labels[1]),
+    }
+
+
 def of_pairs(train: Records, held_out: Records) -> dict[str, float]:
     """Return the recall of each held-out image's own text among all held-out ones, and accuracies where classes are."""
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -143,6 +164,7 @@ METHODS: dict[tuple[str, ...], Callable[[Records, Records], dict[str, float]]] =
     ("tokens", "tags"): of_tags,
     ("image", "label"): of_images,
     ("image", "text"): of_pairs,
+    ("audio", "label"): of_recordings,
     ("text", "label"): of_texts,
     ("question", "context", "answers"): of_questions,
 }

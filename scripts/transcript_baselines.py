@@ -15,11 +15,11 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
+import jiwer
 import numpy as np
 import torch
 from held_out import call
 from numpy.typing import NDArray
-from torchmetrics.functional.text import char_error_rate, word_error_rate
 
 from mlplatform.cli.compose import compose
 from mlplatform.cli.pretrained import with_sources
@@ -36,7 +36,7 @@ RATE, FRAMES, JUDGES = 16000, 24, 200
 def constant(train: Sequence[str]) -> str:
     """Return the transcript with the fewest word errors, of some and over some."""
     judges = list(train[:JUDGES])
-    return min(sorted(set(judges)), key=lambda one: float(word_error_rate([one] * len(judges), judges)))
+    return min(sorted(set(judges)), key=lambda one: jiwer.wer(judges, [one] * len(judges)))
 
 
 def pictures(records: Sequence[Record]) -> NDArray[np.float32]:
@@ -95,7 +95,7 @@ def report(overrides: Sequence[str], say: Callable[[str], None] = print) -> None
     wanted, said = of_run(overrides)
     say(f"{len(wanted)} held-out recordings\nbaseline     WER    CER")
     for name, texts in said.items():
-        say(f"{name:11}  {float(word_error_rate(texts, wanted)):.3f}  {float(char_error_rate(texts, wanted)):.3f}")
+        say(f"{name:11}  {jiwer.wer(wanted, texts):.3f}  {jiwer.cer(wanted, texts):.3f}")
 
 
 if __name__ == "__main__":

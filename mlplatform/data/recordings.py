@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
 
+import numpy as np
+
 from mlplatform.data.fields import Sound, Values
 from mlplatform.data.packing import Arrays
 from mlplatform.data.sound import at_rate, length, read
+from mlplatform.data.sound_augment import SoundAugment, played
 from mlplatform.errors import listing
 
 
@@ -85,15 +88,16 @@ class Heard:
 
     Args:
         processor: an AudioProcessor; a recording at another rate is resampled to its own.
+        augment: changes of a training recording.
     """
 
     fillers: ClassVar[dict[str, float]] = {"input_values": 0.0, "attention_mask": 0}
     """What fills up the rows of a batch, where recordings are of several lengths."""
 
-    def __init__(self, processor: Any) -> None:
-        self.processor = processor
+    def __init__(self, processor: Any, augment: Sequence[SoundAugment] = ()) -> None:
+        self.processor, self.augment = processor, list(augment)
         self.rate: int = processor.settings["sampling_rate"]
 
-    def __call__(self, audio: Any) -> Arrays:
-        made = self.processor(at_rate(audio, self.rate), self.rate)
+    def __call__(self, audio: Any, random: np.random.Generator | None = None) -> Arrays:
+        made = self.processor(played(at_rate(audio, self.rate), self.augment, random), self.rate)
         return {name: tensor[0].numpy() for name, tensor in made.items()}

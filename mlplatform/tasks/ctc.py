@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -15,8 +16,9 @@ from mlplatform.data.fields import Words
 from mlplatform.data.packing import Arrays
 from mlplatform.data.recordings import Heard, Recording, Spelled
 from mlplatform.data.records import Reads, Record
+from mlplatform.data.sound_augment import SoundAugment
 from mlplatform.errors import SpecError
-from mlplatform.registry import NonNegativeFloat, PositiveFloat, block
+from mlplatform.registry import NonNegativeFloat, PositiveFloat, Spec, block
 from mlplatform.tasks.record_task import RecordTask
 from mlplatform.tasks.task import Batch
 from mlplatform.tasks.transcripts import of_transcripts, spelled
@@ -30,16 +32,23 @@ class SpeechCTC(RecordTask):
 
     Args:
         shortest, longest: seconds of a recording; one of another length is a bad row. null: no limit.
+        augment: changes of a training recording, in order: `[{kind: pace}, {kind: noise}]`.
     """
 
     reads_key = "input_values"
     monitor = "validation/wer"
 
     def __init__(
-        self, model: nn.Module, *, shortest: NonNegativeFloat = 0.0, longest: PositiveFloat | None = None
+        self,
+        model: nn.Module,
+        *,
+        shortest: NonNegativeFloat = 0.0,
+        longest: PositiveFloat | None = None,
+        augment: list[Annotated[Spec, "sound_augment"]] = [],  # noqa: B006  (read as data, never changed)
     ) -> None:
         super().__init__(model)
         self.limits = (shortest, longest)
+        self.augment: list[SoundAugment] = [change.build() for change in augment]
 
     def reads(self) -> Reads:
         convs: Any = self.model.trunk.input.front.convs  # type: ignore[union-attr]
@@ -53,7 +62,7 @@ class SpeechCTC(RecordTask):
         return Reads({"audio": Recording(*self.limits), "text": Words()}, check=Spelled(shapes, rate, letters))
 
     def examples(self, tools: Tools) -> Spellings:
-        return Spellings(tools.need("processor", self.kind), tools.need("tokenizer", self.kind))
+        return Spellings(tools.need("processor", self.kind), tools.need("tokenizer", self.kind), self.augment)
 
     def prepare_measures(self, tools: Tools) -> None:
         tokenizer, head = tools.need("tokenizer", self.kind), self.model.head
@@ -101,12 +110,12 @@ class SpeechCTC(RecordTask):
 class Spellings:
     """Rows of samples and of the characters of their transcripts."""
 
-    def __init__(self, processor: Any, tokenizer: Any) -> None:
-        self.heard, self.tokenizer = Heard(processor), tokenizer
+    def __init__(self, processor: Any, tokenizer: Any, augment: Sequence[SoundAugment] = ()) -> None:
+        self.heard, self.tokenizer = Heard(processor, augment), tokenizer
 
     def row(self, record: Record, random: np.random.Generator | None) -> Arrays:
         labels = np.asarray(self.tokenizer.plain([record["text"]])[0])
-        return {**self.heard(record["audio"]), "labels": labels}
+        return {**self.heard(record["audio"], random), "labels": labels}
 
     def __call__(self, rows: list[Row]) -> Batch:
         return stacked(rows, {**Heard.fillers, "labels": IGNORED})

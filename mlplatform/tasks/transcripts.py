@@ -9,12 +9,34 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from mlplatform.tasks.scores import need_package
+from mlplatform.tasks.text_scores import TextScore
+
 
 def of_transcripts() -> dict[str, Metric]:
-    """Return word and character error rates: edits over the length of the references, over batches and ranks."""
-    from torchmetrics.text import CharErrorRate, WordErrorRate
+    """Return word and character error rates, over batches and ranks. Raises SpecError when jiwer is not installed."""
+    need_package("jiwer", "word error rate", "task")
+    return {"wer": ErrorRate(word_errors), "cer": ErrorRate(letter_errors)}
 
-    return {"wer": WordErrorRate(), "cer": CharErrorRate()}
+
+class ErrorRate(TextScore):
+    """A score of which less is better."""
+
+    higher_is_better = False
+
+
+def word_errors(said: list[str], wanted: list[list[str]]) -> float:
+    """Return the words that are wrong, missing or too many, over those of the transcripts, by jiwer."""
+    import jiwer
+
+    return float(jiwer.wer([right for [right] in wanted], said))
+
+
+def letter_errors(said: list[str], wanted: list[list[str]]) -> float:
+    """Return the same of characters, spaces among them, by jiwer."""
+    import jiwer
+
+    return float(jiwer.cer([right for [right] in wanted], said))
 
 
 def plain(text: str) -> str:

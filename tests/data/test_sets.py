@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from mlplatform.cli.main import main
 from mlplatform.data.files import find
-from mlplatform.data.sets import catalogue, ctranslate2, fetching, images, packages, rows, sound, texts
+from mlplatform.data.sets import catalogue, ctranslate2, fetching, images, packages, recorded, rows, sound, texts
 from mlplatform.data.sets.catalogue import SETS, DataSet
 from mlplatform.data.sets.packages import Debian, Installed, PyPI
 from mlplatform.errors import CheckpointError, DataError
@@ -356,7 +357,7 @@ def name(things, sep=", "):
 
 def test_clips_have_the_words_that_are_known(tmp_path: Path, target: Path) -> None:
     folder = tmp_path / "asterisk/usr/share/asterisk/sounds/en_US_f_Allison"
-    names = ("agent-loginok", "agent-loggedoff", "digits/7", "unknown", "letters/ascii34", "vm-toreply")
+    names = ("agent-loginok", "agent-loggedoff", "digits/7", "unknown", "letters/ascii34", "vm-toreply", "letters/q")
     for name in (f"{one}.wav" for one in names):  # what was heard in ascii34 is a quotation mark
         put(folder / name, b"RIFF")
     sound.asterisk_speech(tmp_path, target)
@@ -364,10 +365,38 @@ def test_clips_have_the_words_that_are_known(tmp_path: Path, target: Path) -> No
     assert found == {
         "clips/agent-loginok.wav": "Agent logged in.",
         "clips/digits-7.wav": "seven",
-        "clips/vm-toreply.wav": "Press 1 to send a reply.",
+        "clips/letters-q.wav": "q",
+        "clips/vm-toreply.wav": "Press one to send a reply.",
     }
+    assert sound.spoken("press 15, H3-23, 0") == "press fifteen, Hthree-two three, zero"
     assert all((target / name).is_file() for name in found)
     assert [sound.WORDS[n] for n in (0, 13, 20, 40, 90)] == ["zero", "thirteen", "twenty", "forty", "ninety"]
+
+
+def test_announcements_are_held_out_in_all_languages_alike(tmp_path: Path, target: Path) -> None:
+    tone = np.sin(np.arange(20000) / 3).astype(np.float32) / 3
+    silence = np.zeros(1600, np.float32)
+    clips = {f"say/{number}": tone for number in range(20)} | {"short": tone[:800], "beep": tone, "nothing": tone[:0]}
+    for folder in recorded.FOLDERS.values():
+        for name, samples in clips.items():
+            file = tmp_path / f"package/usr/share/asterisk/sounds/{folder}/{name}.gsm"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            data = np.concatenate([silence, samples, silence]) if len(samples) else samples
+            soundfile.write(file, data, 8000, format="RAW", subtype="GSM610")
+    recorded.spoken_languages(tmp_path, target)
+    parts = [
+        [json.loads(line) for line in (target / f"{split}.jsonl").read_text().splitlines()]
+        for split in ("train", "validation")
+    ]
+    said = [{row["said"] for row in part} for part in parts]
+    assert said[0] | said[1] == {f"say/{number}.gsm" for number in range(20)}
+    assert not said[0] & said[1]
+    for part, names in zip(parts, said, strict=True):
+        assert len(part) == 5 * len(names)
+        assert {row["label"] for row in part} == set(recorded.FOLDERS)
+    samples, rate = soundfile.read(target / parts[0][0]["audio"])
+    assert (len(samples), rate) == (16000, 8000)  # two seconds, from where it begins
+    assert np.abs(samples[:400]).max() > 0.3
 
 
 def test_words_are_told_by_the_names_of_clips(tmp_path: Path, target: Path) -> None:

@@ -51,10 +51,22 @@ def trained(folder: Path, recipe: str, options: list[str]) -> Path:
     return run
 
 
+SIZES = [f"model.{tower}.{size}" for tower in ("encoder", "decoder") for size in ("dim=32", "depth=1")]
+T5 = [*SIZES, "model.encoder.input.vocab=400", "batch.sequences=4", "batch.micro=4"]
+
+
 def t5_translation(folder: Path) -> list[str]:
-    sizes = [f"model.{tower}.{size}" for tower in ("encoder", "decoder") for size in ("dim=32", "depth=1")]
-    sizes += ["model.encoder.input.vocab=400", "batch.sequences=4", "batch.micro=4"]
-    return [*_files(folder, _pairs("source", "target")), *sizes, *STEPS]
+    return [*_files(folder, _pairs("source", "target")), *T5, *STEPS]
+
+
+def t5_sentences(folder: Path) -> list[str]:
+    names = [one.removeprefix("data.") for one in _files(folder, _pairs("source", "target"))]
+    return [*(f"data.parts.{part}.{name}" for part in ("english", "spanish") for name in names), *T5, *STEPS]
+
+
+def t5_spans_translation(folder: Path) -> list[str]:
+    run = trained(folder, "t5_sentences", t5_sentences(folder))
+    return [*t5_translation(folder), f"init_from={run}", f"tokenizer.path={run / 'tokenizer'}"]
 
 
 def llama_chat_base(folder: Path) -> list[str]:
@@ -76,6 +88,7 @@ def dpo(folder: Path) -> list[str]:
 
 
 MINIATURES: dict[str, Callable[[Path], list[str]]] = {
-    made.__name__: made for made in (t5_translation, llama_chat_base, chat_lora, dpo_base, dpo)
+    made.__name__: made
+    for made in (t5_translation, t5_sentences, t5_spans_translation, llama_chat_base, chat_lora, dpo_base, dpo)
 }
 """Recipe -> what writes its miniature's data into a folder and returns the overrides that shrink it."""

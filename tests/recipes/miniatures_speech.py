@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,12 +50,17 @@ def whisper(folder: Path) -> list[str]:
     return [*_data(folder), "batch.length=32", *tools, *(f"model.{one}" for one in MEL)]
 
 
-def _data(folder: Path) -> list[str]:
+def languages(folder: Path) -> list[str]:
+    """wav2vec 2.0 that tells languages apart: here tones."""
+    return [*_data(folder, [{"label": name} for name in ("english", "french", "italian", "russian", "spanish")]), *WAVE]
+
+
+def _data(folder: Path, columns: Sequence[Mapping[str, str]] = tuple({"text": text} for text in SAID)) -> list[str]:
     rows = []
-    for number, text in enumerate(SAID * 4):
+    for number, told in enumerate([*columns] * 4):
         tone = np.sin(np.arange(5600) * (0.1 + number / 50)).astype(np.float32) / 2
         save(folder / f"{number}.wav", tone, 8000)
-        rows.append({"audio": f"{number}.wav", "text": text})
+        rows.append({"audio": f"{number}.wav", **told})
     table = folder / "clips.jsonl"
     table.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return [f"data.path={table}", "data.validation=0.25", "batch.sequences=4", "batch.micro=2", *STEPS]
@@ -64,5 +69,6 @@ def _data(folder: Path) -> list[str]:
 MINIATURES: dict[str, Callable[[Path], list[str]]] = {
     "wav2vec2_digits": digits,
     "hubert_digits": digits,
+    "wav2vec2_languages": languages,
     "whisper_words": whisper,
 }

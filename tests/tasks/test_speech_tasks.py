@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers as tf
 from clips import MEL, WAVE, sung, texts, write_clips
+from torchmetrics.functional.text import char_error_rate, word_error_rate
 from written_rows import curves, train
 
 import mlplatform as mp
@@ -100,6 +101,8 @@ def test_error_rates_add_up_over_batches_and_ranks() -> None:
         assert not measure.higher_is_better
     assert whole["wer"].compute() == pytest.approx(3 / 6)  # a word changed, one missing, one too many
     assert whole["cer"].compute() == pytest.approx((1 + 0 + 3 + 5) / (7 + 5 + 3 + 9))
+    assert whole["wer"].compute() == pytest.approx(float(word_error_rate(said, wanted)))
+    assert whole["cer"].compute() == pytest.approx(float(char_error_rate(said, wanted)))
 
 
 def test_frames_spell_without_repeats_and_blanks() -> None:

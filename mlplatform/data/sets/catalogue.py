@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from mlplatform.data.sets import images, sound, spoken, texts, weights
+from mlplatform.data.sets import images, recorded, sound, spoken, texts, weights
 from mlplatform.data.sets.packages import Debian, Installed, PyPI
 
 
@@ -137,7 +137,7 @@ SETS = {
         ),
         DataSet(
             "asterisk_speech",
-            "recorded announcements of a telephone exchange, one speaker, 8 kHz: audio, text",
+            "recorded announcements of a telephone exchange and single words, one speaker, 8 kHz: audio, text",
             (Debian("asterisk-core-sounds-en-wav"),),
             "CC BY-SA 3.0",
             "machine",
@@ -150,6 +150,14 @@ SETS = {
             "CC BY-SA 3.0",
             "derived",
             sound.asterisk_words,
+        ),
+        DataSet(
+            "spoken_languages",
+            "two seconds of recorded announcements in five languages, 8 kHz; others held out: audio, label",
+            tuple(Debian(f"asterisk-core-sounds-{language}-gsm") for language in ("en", "es", "fr", "it", "ru")),
+            "CC BY-SA 3.0",
+            "derived",
+            recorded.spoken_languages,
         ),
         DataSet(
             "spoken_digits",

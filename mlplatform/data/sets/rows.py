@@ -22,9 +22,14 @@ def write(path: Path, rows: Iterable[Row]) -> None:
 
 
 def write_split(folder: Path, rows: Iterable[Row], key: str) -> None:
-    """Write train.jsonl and validation.jsonl; the text under `key` decides, so that equal ones stay together."""
-    held: dict[bool, list[Row]] = {False: [], True: []}
+    """Write train.jsonl and validation.jsonl of rows that `split` parts."""
+    for name, part in zip(("train", "validation"), split(rows, key), strict=True):
+        write(folder / f"{name}.jsonl", part)
+
+
+def split(rows: Iterable[Row], key: str) -> tuple[list[Row], list[Row]]:
+    """Return rows to train on and those held out; the text under `key` decides, so that equal ones stay together."""
+    parts: tuple[list[Row], list[Row]] = ([], [])
     for row in rows:
-        held[is_validation(str(row[key]), SHARE)].append(row)
-    write(folder / "train.jsonl", held[False])
-    write(folder / "validation.jsonl", held[True])
+        parts[is_validation(str(row[key]), SHARE)].append(row)
+    return parts

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from string import ascii_lowercase
 
-from mlplatform.data.sets.rows import write, write_split
+from mlplatform.data.sets.rows import Row, split, write
 
 LABELS = Path(__file__).with_name("asterisk_labels.tsv")
 """What Whisper tiny.en heard in each clip, made by this project; the last column: the clip's published text agrees."""
@@ -25,45 +26,52 @@ romeo sierra tango uniform victor whiskey xray yankee zulu"""
 
 
 def asterisk_speech(source: Path, target: Path) -> None:
-    """Announcements of a telephone exchange, one speaker, 8 kHz: the clips whose words are known."""
+    """Announcements of a telephone exchange, one speaker, 8 kHz, some held out; single words are all to train on."""
     [folder] = source.rglob("en_US_f_Allison")
     (target / "clips").mkdir()
-    rows = []
-    for file, text in (*_announcements(folder), *_numbers(folder)):
-        name = "clips/" + file.relative_to(folder).as_posix().replace("/", "-")
-        shutil.copyfile(file, target / name)
-        rows.append({"audio": name, "text": text})
-    write_split(target, rows, "text")
+    said, words = _said(folder), _words()
+    sentences = _rows(folder, target, {name: said[name] for name in said if name not in words})
+    train, held = split(sentences, "text")
+    write(target / "train.jsonl", [*train, *_rows(folder, target, words)])
+    write(target / "validation.jsonl", held)
 
 
-def _announcements(folder: Path) -> Iterator[tuple[Path, str]]:
+def _said(folder: Path) -> dict[str, str]:
+    """Return what is said in the clips whose words are known, numbers as words: name -> text."""
     with LABELS.open(encoding="utf-8") as opened:
-        for row in csv.DictReader(opened, delimiter="\t", quoting=csv.QUOTE_NONE):
-            known = row["matches_upstream_list"] == "1" and not row["file"].startswith("digits/")
-            if known and (folder / row["file"]).is_file():
-                yield folder / row["file"], row["whisper_tiny_en"].strip()
+        rows = list(csv.DictReader(opened, delimiter="\t", quoting=csv.QUOTE_NONE))
+    known = [row for row in rows if row["matches_upstream_list"] == "1"]
+    return {row["file"].removesuffix(".wav"): spoken(row["whisper_tiny_en"].strip()) for row in known}
 
 
-def _numbers(folder: Path) -> Iterator[tuple[Path, str]]:
-    for number, word in WORDS.items():
-        if (file := folder / "digits" / f"{number}.wav").is_file():
-            yield file, word
+def spoken(text: str) -> str:
+    """Return a text with its numbers as words: those to twenty, of others each digit."""
+
+    def words(found: re.Match[str]) -> str:
+        return WORDS.get(int(found[0])) or " ".join(WORDS[int(digit)] for digit in found[0])
+
+    return re.sub(r"\d+", words, text)
+
+
+def _rows(folder: Path, target: Path, said: Mapping[str, str]) -> list[Row]:
+    """Copy the clips that are there; return their rows."""
+    rows = []
+    for name, text in sorted(said.items()):
+        if (file := folder / f"{name}.wav").is_file():
+            place = f"clips/{name.replace('/', '-')}.wav"
+            shutil.copyfile(file, target / place)
+            rows.append({"audio": place, "text": text})
+    return rows
 
 
 def asterisk_words(source: Path, target: Path) -> None:
     """Words and numbers by the same speaker; what is said is in the files' names. Every third one is held out."""
     [folder] = source.rglob("en_US_f_Allison")
     (target / "clips").mkdir()
-    rows = []
-    for name, text in sorted(_words().items()):
-        file = folder / f"{name}.wav"
-        if file.is_file():
-            place = f"clips/{name.replace('/', '-')}.wav"
-            shutil.copyfile(file, target / place)
-            rows.append({"audio": place, "text": text})
-    for split in ("train", "validation"):
-        held = split == "validation"
-        write(target / f"{split}.jsonl", [row for number, row in enumerate(rows) if (number % 3 == 1) == held])
+    rows = _rows(folder, target, _words())
+    for part in ("train", "validation"):
+        held = part == "validation"
+        write(target / f"{part}.jsonl", [row for number, row in enumerate(rows) if (number % 3 == 1) == held])
 
 
 def _words() -> dict[str, str]:
