@@ -47,5 +47,7 @@ def clip_shapes(folder: Path) -> list[str]:
     return [*_data(folder, lambda colour: {"text": f"a {colour} wall"}), *SEES, *reads]
 
 
-MINIATURES: dict[str, Callable[[Path], list[str]]] = {made.__name__: made for made in (blip_captions, clip_shapes, llava_vqa)}
+MINIATURES: dict[str, Callable[[Path], list[str]]] = {
+    made.__name__: made for made in (blip_captions, clip_shapes, llava_vqa)
+}
 """Recipe -> what writes its miniature's data into a folder and returns the overrides that shrink it."""
