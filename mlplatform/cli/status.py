@@ -82,8 +82,10 @@ def _readable(folders: list[Path]) -> list[Path]:
 
 def _sweep_status(sweep: Path, as_json: bool) -> None:
     """Say how a sweep stands: its workers, then what came of its trials."""
-    from mlplatform.runs.sweeps.folder import SUMMARY
+    from mlplatform.runs.sweeps.folder import told
     from mlplatform.runs.sweeps.standing import is_open, standing
+    from mlplatform.runs.sweeps.summary import ending
+    from mlplatform.runs.sweeps.trials import read
 
     found = standing(sweep)
     if as_json:
@@ -92,10 +94,8 @@ def _sweep_status(sweep: Path, as_json: bool) -> None:
         keys = ("worker", "status", "job", "state", "why")
         rows = [tuple("" if row[key] is None else str(row[key]) for key in keys) for row in found["workers"]]
         print(table([("worker", "status", "job", "state", "where or why"), *rows]))
-        ways = ", ".join(f"{number} {word}" for word, number in found["ended"].items())
-        print(f"{sum(found['ended'].values())} of {found['trials']} trials ended{f': {ways}' if ways else ''}")
-        if (sweep / SUMMARY).is_file():
-            print((sweep / SUMMARY).read_text(encoding="utf-8").rstrip())
+        print(f"{sum(found['ended'].values())} of {found['trials']} trials ended:")
+        print(*ending(read(sweep), told(sweep)["metrics"]), sep="\n")
     if is_open(found):
         suggest(f"mlplatform logs {sweep} -f", f"mlplatform cancel {sweep}")
     elif sum(found["ended"].values()) < found["trials"]:

@@ -145,7 +145,7 @@ def _planned(arguments: Arguments) -> Plan:
 def _checked_plan(folder: Path, told: dict[str, Any], fixed: list[str], space: Space, dirs: Sequence[str]) -> Plan:
     first = _check(fixed, space, dirs)
     section, launcher = Spec(first.config["sweep"], "sweep", "sweep").build(), _launcher(first.config)
-    told = {**told, "trials": section.search.points(space, section.trials)}
+    told = {**told, "trials": section.search.points(space, section.trials), "metrics": section.metrics}
     return Plan(folder, told, section, launcher, first)
 
 

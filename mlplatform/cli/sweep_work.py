@@ -37,9 +37,8 @@ def main(argv: Sequence[str]) -> int:
 
 def work(folder: Path, worker: int, as_json: bool) -> int:
     """Try the points of a sweep's folder until none is left, and say what came of them."""
-    from mlplatform.runs.sweeps import summary
+    from mlplatform.runs.sweeps import summary, trials
     from mlplatform.runs.sweeps.study import Outcome, Point, Study
-    from mlplatform.runs.sweeps.sweeping import read as ended
     from mlplatform.runs.sweeps.sweeping import work as try_points
     from mlplatform.runs.sweeps.trial import Training
 
@@ -75,7 +74,7 @@ def work(folder: Path, worker: int, as_json: bool) -> int:
         elif task[1] and not cancelled(folder):
             slurm_task.requeue(folder)
         return 130
-    rows = ended(folder)
+    rows = trials.read(folder)
     best, lines = summary.best(rows, section.metrics), summary.ending(rows, section.metrics)
     if study.ended():  # whoever tells last sees it
         write_whole(folder / SUMMARY, "".join(f"{line}\n" for line in lines))

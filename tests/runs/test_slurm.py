@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,45 +23,9 @@ from mlplatform.runs.resume import resume
 from mlplatform.runs.standing import cancel, standing
 
 TOP = Path(__file__).parents[2]
-SCRIPT = TOP / "scripts" / "slurm_local.sh"
-MISSING = ("only root can install them", "apt-get can't install")
 ON_SLURM = ["launcher=slurm", "launcher.time='5 min'"]
 ONCE = ["trainer.validate_every=null", "trainer.checkpoint_every=null"]
 pytestmark = pytest.mark.slurm
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """Bring Slurm up for as long as a test of this machine wants it; leave one alone that was there before."""
-
-    def script(word: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([SCRIPT, word], capture_output=True, text=True, timeout=300)
-
-    with (
-        Path("/tmp/mlplatform-slurm-tests.lock").open("w") as users,
-        Path("/tmp/mlplatform-slurm-start.lock").open("w") as starting,
-    ):
-        fcntl.flock(users, fcntl.LOCK_SH)
-        fcntl.flock(starting, fcntl.LOCK_EX)  # two processes of a test run would start it at once
-        was_up = script("status").returncode == 0
-        started = script("start")
-        fcntl.flock(starting, fcntl.LOCK_UN)
-        if started.returncode and any(told in started.stderr for told in MISSING):
-            pytest.skip(f"no Slurm here: {started.stderr.strip()}")
-        assert started.returncode == 0, started.stderr
-        before = os.environ.get("SLURM_CONF")
-        os.environ["SLURM_CONF"] = script("env").stdout.strip().partition("=")[2]
-        yield
-        if before is None:
-            del os.environ["SLURM_CONF"]
-        else:
-            os.environ["SLURM_CONF"] = before
-        try:
-            fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # another process's tests go on with it
-            return
-        if not was_up:
-            script("stop")
 
 
 def wait(run: Path, true: Callable[[], bool], seconds: float = 240) -> None:
@@ -195,7 +158,6 @@ def test_a_cancelled_run_saves_and_stays_cancelled(cluster: None, tmp_path: Path
     [
         (["launcher.partition=mian"], SpecError, r"no partition 'mian' \(did you mean 'main'\?\); it has brief, main"),
         (["launcher.nodes=2"], SpecError, r"single runs on one device and this run has 2 processes; use strategy=ddp"),
-        (["launcher.tasks_per_node=2"], SpecError, r"tasks_per_node: 2 and trainer\.devices=1"),
         (["launcher.gres=gpu:2", "trainer.accelerator=cuda"], SpecError, r"gpu:2 is 2 GPUs .* trainer\.devices=1"),
         (["trainer.accelerator=cuda"], SpecError, r"no GPU is asked for; set launcher\.gres=gpu:1"),
         (["launcher.time='2 fortnights'"], SpecError, r"'2 fortnights' is no time; write it as '90 min'"),

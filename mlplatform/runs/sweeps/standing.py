@@ -17,7 +17,7 @@ from mlplatform.runs import slurm
 from mlplatform.runs.folder import CANCELLED
 from mlplatform.runs.launchers.slurm import WORKERS
 from mlplatform.runs.sweeps.folder import told
-from mlplatform.runs.sweeps.sweeping import read
+from mlplatform.runs.sweeps.trials import read
 from mlplatform.runs.sweeps.workers import Worker, workers
 
 

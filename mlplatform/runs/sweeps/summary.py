@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlplatform.runs.report.seeds import mean
 from mlplatform.runs.sweeps.space import Space
-from mlplatform.runs.sweeps.study import Outcome, Point
-from mlplatform.runs.sweeps.sweep import Sweep
+
+if TYPE_CHECKING:  # these import Optuna, and what ended is also told without
+    from mlplatform.runs.sweeps.study import Outcome, Point
+    from mlplatform.runs.sweeps.sweep import Sweep
 
 
 def beginning(folder: Path, search: str, sweep: Sweep, space: Space, total: int) -> list[str]:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from mlplatform.errors import PlatformError, RunError
+from mlplatform.runs.sweeps import trials
 from mlplatform.runs.sweeps.study import LOGS, Outcome, Point, Study
 from mlplatform.runs.sweeps.trial import Job, Process, processes
 from mlplatform.runs.sweeps.workers import working
 from mlplatform.training.signals import STOPPING, early
 
-TRIALS = "trials.jsonl"
-"""A line for each point that ended, for whoever shows a sweep without opening its study."""
 Told = Callable[[Point, Outcome, float], None]
 
 
@@ -118,7 +115,17 @@ class _Crew:
     def _note(self, point: Point, outcome: Outcome, seconds: float) -> None:
         if outcome.status != "stopped":
             with self.study.alone():  # appending is not atomic on every file system that machines share
-                _note(self.study.folder / TRIALS, point, outcome, seconds)
+                trials.add(
+                    self.study.folder,
+                    trial=point.number,
+                    values=point.values,
+                    status=outcome.status,
+                    metrics=outcome.means(),
+                    seeds=dict(outcome.values),
+                    runs=list(outcome.runs),
+                    reason=outcome.reason,
+                    seconds=round(seconds, 3),
+                )
         with self.lock:
             self.told(point, outcome, seconds)
 
@@ -130,29 +137,3 @@ def shares(at_once: int) -> list[list[int] | None]:
         return [None]
     each = max(1, len(cores) // at_once)
     return [[cores[(n * each + i) % len(cores)] for i in range(each)] for n in range(at_once)]
-
-
-def _note(path: Path, point: Point, outcome: Outcome, seconds: float) -> None:
-    row = {
-        "trial": point.number,
-        "values": point.values,
-        "status": outcome.status,
-        "metrics": outcome.means(),
-        "seeds": dict(outcome.values),
-        "runs": list(outcome.runs),
-        "reason": outcome.reason,
-        "seconds": round(seconds, 3),
-    }
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
-
-
-def read(folder: Path) -> list[dict[str, Any]]:
-    """Return the points of a sweep that ended, as they ended; a line cut short by a crash is left out."""
-    rows = []
-    for line in (folder / TRIALS).read_text(encoding="utf-8").splitlines() if (folder / TRIALS).is_file() else ():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return rows

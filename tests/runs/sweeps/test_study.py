@@ -13,7 +13,8 @@ from mlplatform.errors import RunError, SpecError
 from mlplatform.runs.sweeps import summary
 from mlplatform.runs.sweeps.space import Interval, Values
 from mlplatform.runs.sweeps.study import MOST_DEATHS, Outcome
-from mlplatform.runs.sweeps.sweeping import read, work
+from mlplatform.runs.sweeps.sweeping import work
+from mlplatform.runs.sweeps.trials import read
 from mlplatform.runs.sweeps.workers import workers, working
 
 X = {"x": Values(("1", "2", "3", "4"))}
