@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
@@ -12,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_runs import SMALL, curves, finished, prepared, scenes
 
 from mlplatform.errors import RunError, SpecError
@@ -120,9 +124,16 @@ def test_two_nodes_train_as_one_process_does(cluster: None, tmp_path: Path) -> N
         assert ours == pytest.approx(theirs, rel=1e-4)
 
 
+TRACKED = [
+    "logger=several",
+    "logger.loggers=[{kind: wandb, mode: offline}, {kind: tensorboard}, {kind: mlflow}]",
+]
+
+
 def test_a_requeued_run_ends_with_the_weights_of_an_undisturbed_one(cluster: None, tmp_path: Path) -> None:
+    """Also at the trackers it is one run, which has every step once."""
     options = [*ONCE, "trainer.max='400 steps'"]
-    run = queued(tmp_path, *options)
+    run = queued(tmp_path, *options, *TRACKED)
     wait(run, lambda: len(metrics.read(run)) > 5)
     slurm.ask("scancel", "--signal=USR1", record.read(run)["job"])
     undisturbed = finished(tmp_path, *options)
@@ -134,6 +145,37 @@ def test_a_requeued_run_ends_with_the_weights_of_an_undisturbed_one(cluster: Non
     assert runs_in(tmp_path / "outputs") == sorted([run, undisturbed])
     assert curves(run) == curves(undisturbed)
     assert weights(run) == weights(undisturbed)
+
+    losses = [(row["step"], row["train/loss"]) for row in metrics.read(run)]
+    files = [wandb_file.read(path) for path in sorted(run.glob("wandb/offline-run-*/*.wandb"))]
+    assert [file.id for file in files] == [known["wandb_id"]] * 2
+    assert [step for file in files for step in file.curve("train/loss")] == [step for step, _ in losses]
+    assert [value for file in files for value in file.curve("train/loss").values()] == [loss for _, loss in losses]
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [step for step, _ in losses]
+    with contextlib.closing(sqlite3.connect(run.parent.parent / "mlflow.db")) as base:
+        sent = base.execute("SELECT step, value FROM metrics WHERE key = 'train/loss' ORDER BY step").fetchall()
+        assert sent == losses
+        assert base.execute("SELECT status FROM runs").fetchall() == [("FINISHED",)]
+
+
+@pytest.mark.parametrize("cause", ["preempted", "out of time"])
+def test_what_slurm_itself_interrupts_goes_on_in_its_folder(cluster: None, tmp_path: Path, cause: str) -> None:
+    """A job of a higher partition takes both nodes; or the limit of a minute comes, and with it the notice."""
+    where = ["launcher.partition=spare"] if cause == "preempted" else ["launcher.time='1 min'", "launcher.notice=40"]
+    run = queued(tmp_path, *ONCE, "trainer.max='1000000 steps'", *where)
+    wait(run, lambda: len(metrics.read(run)) > 5)
+    if cause == "preempted":
+        size = ["--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null"]
+        slurm.ask("sbatch", "--parsable", *size, "--wrap=sleep 1")
+    wait(run, lambda: said_of(run).get("Restarts") == "1")
+    wait(run, lambda: len(record.read(run)["sessions"]) == 2)
+    first, second = record.read(run)["sessions"]
+    assert (first["status"], second["from_step"]) == ("preempted", first["to_step"])
+    assert cancel([run]) == ["cancelled"]
+    steps = [row["step"] for row in metrics.read(run)]
+    assert steps == list(range(1, len(steps) + 1))
 
 
 def test_a_cancelled_run_saves_and_stays_cancelled(cluster: None, tmp_path: Path) -> None:

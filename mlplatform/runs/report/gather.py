@@ -20,6 +20,7 @@ from mlplatform.runs.config_file import read_shown
 from mlplatform.runs.index import configs, differences, known, name_of
 from mlplatform.runs.report import curves, seeds, sweep
 from mlplatform.runs.report.samples import Budget, evaluations, texts
+from mlplatform.runs.report.trials import trials
 
 DRAWN = 40
 """Runs whose curves one page shows; of more, the best."""
@@ -72,6 +73,7 @@ class Told:
     higher: bool
     results: list[dict[str, Any]]
     sweep: dict[str, Any] | None
+    trials: dict[str, Any] | None
     points: dict[str, int]
     made: float
     detail: dict[str, Any] = field(default_factory=dict)
@@ -88,8 +90,13 @@ def gather(outputs: Path, folders: Sequence[Path], title: str | None = None) -> 
     runs = [RunTold(name_of(f), f, row, config, group) for f, row, config, group in found if row["status"] != "broken"]
     if not runs:
         raise RunError(f"{folders[0]}: its {metrics.FILE} or record can't be read: {rows[0].get('error')}")
-    monitor = _monitor(runs)
-    higher = _is_higher_better(monitor, runs)
+    ended = trials([run.folder for run in runs])
+    if ended and len(ended["metrics"]) == 1:
+        [(monitor, direction)] = ended["metrics"].items()
+        higher = direction == "maximize"
+    else:
+        monitor = _monitor(runs)
+        higher = _is_higher_better(monitor, runs)
     ranked = _ranked(runs, monitor, higher)
     kept = set(map(id, ranked[:LISTED]))
     listed = [run for run in runs if id(run) in kept]
@@ -108,6 +115,7 @@ def gather(outputs: Path, folders: Sequence[Path], title: str | None = None) -> 
         higher=higher,
         results=_results(runs, monitor),
         sweep=_sweep(runs, differing, monitor, higher),
+        trials=ended,
         points=points,
         made=time.time(),
     )
