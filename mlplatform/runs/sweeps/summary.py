@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlplatform.runs.report.seeds import mean
 from mlplatform.runs.sweeps.space import Space
+from mlplatform.training.progress import duration
 
 if TYPE_CHECKING:  # these import Optuna, and what ended is also told without
     from mlplatform.runs.sweeps.study import Outcome, Point
@@ -66,7 +67,3 @@ def ending(rows: Sequence[Mapping[str, Any]], directions: Mapping[str, str]) -> 
     lines += [f"failed: trial {row['trial']}: {row['reason']}" for row in rows if row["status"] == "failed"][:10]
     return lines
 
-
-def duration(seconds: float) -> str:
-    """Return a time as a person reads it."""
-    return f"{seconds:.1f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
