@@ -120,8 +120,8 @@ def _planned(arguments: Arguments) -> Plan:
     space = {**_stated(stated, library), **typed}
     if not space:
         raise SpecError("nothing varies; give a key several values: mlplatform sweep optimizer.lr=1e-3,3e-3")
-    if not stated.get("sweep"):
-        fixed.append(f"sweep={'random' if any(isinstance(a, Interval) for a in space.values()) else 'grid'}")
+    if not (stated.get("sweep") or {}).get("kind"):
+        fixed.insert(0, f"sweep={'random' if any(isinstance(a, Interval) for a in space.values()) else 'grid'}")
     config = compose("train", fixed, dirs).config
     name = config.get("experiment", "default")
     if name == "default":

@@ -84,4 +84,3 @@ def test_the_summary_of_a_run_that_did_not_validate_is_short() -> None:
         "preempted after 3 steps, 0s of training",
         "run folder  r",
     ]
-

@@ -66,4 +66,3 @@ def ending(rows: Sequence[Mapping[str, Any]], directions: Mapping[str, str]) -> 
         lines.append(f"best: trial {row['trial']}: {reached} with {point}")
     lines += [f"failed: trial {row['trial']}: {row['reason']}" for row in rows if row["status"] == "failed"][:10]
     return lines
-
