@@ -49,7 +49,7 @@ VERBS = [
         "[RUN]",
         "go on with a run that was stopped; without RUN, the last one",
         "mlplatform.cli.runs:resume",
-        (QUIET, LINES),
+        (OUTPUTS, QUIET, LINES),
     ),
     Verb(
         "sweep",

@@ -59,6 +59,7 @@ def work(folder: Path, worker: int, as_json: bool) -> int:
         known["name"],
         tuple(known["argv"]),
         reports,
+        task and task[0],
     )
     for line in summary.beginning(folder, config["sweep"]["search"]["kind"], section, space, study.total):
         print(line, file=sys.stderr)

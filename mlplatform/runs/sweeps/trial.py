@@ -158,6 +158,7 @@ class Training:
         compose: makes the config of the sweep's own overrides and a point's. seed: of the first run.
         metrics: metric -> `minimize` or `maximize`. sweep: its name.
         study: address, name and pruner of the study, for runs that may be given up.
+        job: the job of a cluster this is in.
     """
 
     compose: Composer
@@ -167,6 +168,7 @@ class Training:
     sweep: str
     argv: tuple[str, ...]
     study: dict[str, Any] | None = None
+    job: str | None = None
 
     def __call__(self, point: Point, begun: Begun) -> Outcome:
         values: dict[str, list[float]] = {name: [] for name in self.metrics}
@@ -205,7 +207,7 @@ class Training:
         known = record.read(folder)
         if known["status"] in ("finished", "pruned"):
             return known["status"]
-        record.update(folder, sweep={**known["sweep"], "point": point.number})
+        record.update(folder, sweep={**known["sweep"], "point": point.number, "job": self.job})
         os.environ.pop(pruning.VARIABLE, None)
         if self.study is not None and first:
             told = {**self.study, "trial": point.trial, "metric": next(iter(self.metrics))}
