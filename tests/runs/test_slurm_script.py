@@ -19,7 +19,7 @@ def shown(devices: int = 1, **launcher: Any) -> dict[str, Any]:
 
 
 def shell(**fields: Any) -> Spec:
-    return Spec.of({"kind": "bash", **fields}, "launcher.shell", "shell")
+    return Spec.of({"kind": "bash", **fields}, "shell", "launcher.shell")
 
 
 def asked(script: str) -> dict[str, str]:
