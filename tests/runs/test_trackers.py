@@ -381,7 +381,9 @@ class Served:
         command = [sys.executable, "-m", "mlflow", "server", "--host=127.0.0.1", f"--port={self.port}", "--workers=1"]
         command += [f"--backend-store-uri=sqlite:///{self.folder}/mlflow.db", f"--artifacts-destination={self.folder}"]
         with (self.folder / "said.txt").open("ab") as said:
-            self.process = subprocess.Popen(command, stdout=said, stderr=said, cwd=self.folder, start_new_session=True)
+            variables = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+            options = {"cwd": self.folder, "env": variables, "start_new_session": True}
+            self.process = subprocess.Popen(command, stdout=said, stderr=said, **options)
         deadline = time.monotonic() + 240
         while True:
             try:
