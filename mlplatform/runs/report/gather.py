@@ -112,7 +112,7 @@ def gather(outputs: Path, folders: Sequence[Path], title: str | None = None) -> 
     points = _read_curves(drawn)
     results = _results(runs, monitor)
     if len(results) > LISTED:
-        results.sort(key=lambda row: _order(*(row["means"].get(monitor, (None,))[:1]), higher))
+        results.sort(key=lambda row: _order(means[0] if (means := row["means"].get(monitor)) else None, higher))
     told = Told(
         title=title or (runs[0].name if len(runs) == 1 else f"{len(runs)} runs"),
         runs=listed,

@@ -187,7 +187,8 @@ class Study:
         """
         back, failed = 0, []
         with self.alone():
-            running = [t for t in self.trials() if t.state is TrialState.RUNNING and t.number not in self.own]
+            own = set(self.own)  # before the trials are read: one that ends meanwhile is still in it
+            running = [t for t in self.trials() if t.state is TrialState.RUNNING and t.number not in own]
             lost = [t for t in running if not self._alive(t)]
             for trial in lost:
                 deaths = trial.user_attrs.get(NOTES, {}).get("deaths", 0) + 1
