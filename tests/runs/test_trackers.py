@@ -31,7 +31,11 @@ from mlplatform.runs.trackers.mlflow import MLflow
 from mlplatform.runs.trackers.tensorboard import TensorBoard
 from mlplatform.runs.trackers.weights_and_biases import WandB
 
-CONFIG = {"seed": 3, "model": {"trunk": {"dim": 32, "layers": ["a", "b"]}}, "data": {"path": "***"}}
+CONFIG = {
+    "seed": 3,
+    "model": {"trunk": {"dim": 32, "layers": ["a", "b"]}, "hf": {"weights": {"layers.*.{q,k}": "h.*.{q,k}_proj"}}},
+    "data": {"path": "***"},
+}
 
 
 @pytest.fixture
@@ -343,7 +347,9 @@ def test_mlflow_holds_the_config_and_each_step_of_a_resumed_run_once(nested: Pat
     points = sql(outputs, "SELECT step, value FROM metrics WHERE key = 'train/loss' ORDER BY step")
     assert points == [(step, 1 / step) for step in range(1, 8)]
     assert sql(outputs, "SELECT name, status FROM runs") == [("plays-2026-11-23_120000", "FINISHED")]
-    assert dict(sql(outputs, "SELECT key, value FROM params"))["model.trunk.dim"] == "32"
+    parameters = dict(sql(outputs, "SELECT key, value FROM params"))
+    assert parameters["model.trunk.dim"] == "32"
+    assert parameters["model.hf.weights.layers._.{q,k}".translate(str.maketrans("{,}", "___"))] == "h.*.{q,k}_proj"
     assert sql(outputs, "SELECT name FROM experiments WHERE name = 'plays'") == [("plays",)]
     assert "mlflow_id" not in record.read(nested)
 
