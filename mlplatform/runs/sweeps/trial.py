@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.forkserver import ensure_running
 from pathlib import Path
@@ -44,6 +45,7 @@ def processes() -> Any:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mlplatform.runs.sweeps.trial", "mlplatform.runs.launch", "mlplatform.runs.worker"])
+    resource_tracker.ensure_running()  # or it would be started within, and let SIGTERM through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         ensure_running()

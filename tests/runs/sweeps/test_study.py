@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 from pathlib import Path
 
 import jobs
@@ -195,6 +197,36 @@ def test_a_killed_sweep_goes_on_to_the_same_total(tmp_path: Path) -> None:
     rows = read(tmp_path)
     assert 0 < before < 4
     assert sorted(row["values"]["x"] for row in rows) == ["1", "2", "3", "4"]
+
+
+def test_a_signal_to_every_process_gives_the_points_back(tmp_path: Path) -> None:
+    """As a scheduler sends it: the server of the trials' processes is not to die of it, nor a trial before its time."""
+    process = multiprocessing.get_context("spawn").Process(target=leading, args=(tmp_path,))
+    process.start()
+    while not read(tmp_path):
+        assert process.is_alive()
+    os.killpg(process.pid or 0, signal.SIGTERM)
+    process.join()
+    assert process.exitcode == STOPPED_WELL
+    rows = read(tmp_path)
+    again = study(tmp_path, X)
+    assert again.recover() == (0, [])  # nothing is held by nobody: all was given back
+    left = []
+    while (point := again.take()) is not None:
+        left.append(point.values["x"])
+    assert sorted([*left, *(row["values"]["x"] for row in rows)]) == ["1", "2", "3", "4"]
+    assert all(row["status"] == "finished" for row in rows)
+
+
+STOPPED_WELL = 7
+
+
+def leading(folder: Path) -> None:
+    os.setsid()
+    try:
+        sweep_slowly(folder)
+    except KeyboardInterrupt:
+        os._exit(STOPPED_WELL)
 
 
 def sweep_slowly(folder: Path) -> None:
