@@ -85,15 +85,22 @@ class _Crew:
 
     def _work(self, cores: Sequence[int] | None) -> None:
         try:
+            self._recover()
             while not self.stopping.is_set():
-                for lost, outcome in self.study.recover()[1]:
-                    self._note(lost, outcome, 0.0)
-                if (point := self.study.take()) is None:
+                if (point := self.study.take()) is not None:
+                    self._try(point, cores)
+                elif not self._recover():
                     break
-                self._try(point, cores)
         except Exception as error:
             self.error = error if isinstance(error, PlatformError) else RunError(f"{self.study.folder}: {error}")
             self.stopping.set()
+
+    def _recover(self) -> int:
+        """Give back the points of workers that died; return how many."""
+        back, failed = self.study.recover()
+        for point, outcome in failed:
+            self._note(point, outcome, 0.0)
+        return back
 
     def _try(self, point: Point, cores: Sequence[int] | None) -> None:
         began = time.monotonic()
