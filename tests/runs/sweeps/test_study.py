@@ -67,6 +67,7 @@ def test_the_point_of_a_worker_that_lives_is_left_to_it(tmp_path: Path) -> None:
     holder.start()
     try:
         while not (tmp_path / "held").exists():
+            holder.join(0.05)
             assert holder.is_alive()
         assert study(tmp_path, X).recover() == (0, [])
         with pytest.raises(RunError, match="this sweep is running"), working(tmp_path, 7):
@@ -189,6 +190,7 @@ def test_a_killed_sweep_goes_on_to_the_same_total(tmp_path: Path) -> None:
     process = context.Process(target=sweep_slowly, args=(tmp_path,))
     process.start()
     while not read(tmp_path):
+        process.join(0.05)
         assert process.is_alive()
     process.kill()
     process.join()
@@ -204,6 +206,7 @@ def test_a_signal_to_every_process_gives_the_points_back(tmp_path: Path) -> None
     process = multiprocessing.get_context("spawn").Process(target=leading, args=(tmp_path,))
     process.start()
     while not read(tmp_path):
+        process.join(0.05)
         assert process.is_alive()
     os.killpg(process.pid or 0, signal.SIGTERM)
     process.join()
