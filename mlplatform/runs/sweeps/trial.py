@@ -112,7 +112,6 @@ def _child(
     _follow_to_the_grave()
     for number in STOPPING:
         signal.signal(number, _stopped)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     os.environ.update(environment)
     with said.open("a") as file:
         for stream in (sys.stdout, sys.stderr):
@@ -120,6 +119,7 @@ def _child(
         if cores is not None:
             _pin(cores)
         try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)  # what came meanwhile comes now
             answer.send(job(point, answer.send))
         except Stopped:  # outside of training, which has a way of its own
             answer.send(Outcome("stopped"))
