@@ -14,9 +14,10 @@ from mlplatform.registry import Spec
 from mlplatform.runs.sweeps.space import Interval
 from mlplatform.runs.sweeps.study import Outcome, Point, Study
 from mlplatform.runs.sweeps.sweeping import work
+from mlplatform.runs.sweeps.trial import Begun
 
 
-def nothing(point: Point) -> Outcome:
+def nothing(point: Point, begun: Begun) -> Outcome:
     """Return x squared."""
     return Outcome("finished", {"validation/loss": [float(point.values["x"]) ** 2]})
 

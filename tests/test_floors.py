@@ -20,7 +20,7 @@ FLOORS: list[list[set[str]]] = [
     [{"tasks"}, {"training"}],
     [{"runs"}],
     [{"cli"}],
-    [{"api", "worker", "__init__"}],
+    [{"api", "worker", "sweep_worker", "__init__"}],
 ]
 PLACES = {
     name: (floor, room) for floor, rooms in enumerate(FLOORS) for room, names in enumerate(rooms) for name in names

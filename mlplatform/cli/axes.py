@@ -1,8 +1,9 @@
-"""Overrides that vary: Hydra's sweep grammar as the axes of a space."""
+"""Overrides that vary: Hydra's sweep grammar as the axes of a space, for `sweep` and for `--multirun`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from itertools import islice
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override
@@ -13,12 +14,15 @@ from mlplatform.cli.library import Library
 from mlplatform.errors import SpecError, listing
 from mlplatform.runs.sweeps.space import Axis, Interval, Values
 
+MOST = 10_000
+"""Values of one axis, and runs of one `--multirun`."""
 
-def split(tokens: Sequence[str], library: Library) -> tuple[list[str], dict[str, Axis]]:
+
+def split(tokens: Iterable[str], library: Library) -> tuple[list[str], dict[str, Axis]]:
     """Return (the overrides that take one value, key -> what varies).
 
     Raises:
-        SpecError: bad syntax, an empty axis, or a key that varies twice.
+        SpecError: bad syntax, an empty axis or one of too many values, or a key that varies twice.
     """
     fixed: list[str] = []
     space: dict[str, Axis] = {}
@@ -33,7 +37,7 @@ def split(tokens: Sequence[str], library: Library) -> tuple[list[str], dict[str,
             continue
         key = override.get_key_element()
         if key in space:
-            raise SpecError(f"{token}: {key} varies twice; leave one of them away")
+            raise SpecError(f"{token}: {key} is given several values twice; write them as one list")
         space[key] = _axis(override, token, library)
     return fixed, space
 
@@ -49,11 +53,13 @@ def _axis(override: Override, token: str, library: Library) -> Axis:
             raise SpecError(f"{token}: no option fits; there are {listing(there)}")
         return Values(names)
     try:
-        texts = tuple(dict.fromkeys(override.sweep_string_iterator()))
+        texts = tuple(dict.fromkeys(islice(override.sweep_string_iterator(), MOST + 1)))
     except (HydraException, ValueError, TypeError) as error:
         raise syntax_error(token, error) from None
     if not texts:
         raise SpecError(f"{token}: no value is in it")
+    if len(texts) > MOST:
+        raise SpecError(f"{token}: over {MOST:,} values; take fewer, or a sweep of an interval(...)")
     return Values(texts)
 
 

@@ -6,72 +6,35 @@ import math
 import shlex
 import sys
 from collections.abc import Iterable
-from itertools import islice
 from pathlib import Path
-from typing import Any
-
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
 
 from mlplatform.cli.arguments import Arguments, suggest
+from mlplatform.cli.axes import MOST, split
 from mlplatform.cli.compose import Composed, compose
-from mlplatform.cli.hydra_errors import syntax_error
 from mlplatform.cli.library import Library
-from mlplatform.errors import SpecError, listing
-
-MOST = 10_000
-
-
-class _Options:
-    """What Hydra asks for the names that `glob(*)` matches."""
-
-    def __init__(self, library: Library) -> None:
-        self.library = library
-
-    def get_group_options(self, group_name: str, results_filter: Any = None, **_: Any) -> list[str]:
-        return self.library.options(group_name)
+from mlplatform.errors import SpecError
+from mlplatform.runs.sweeps.space import Interval
+from mlplatform.runs.sweeps.space import grid as points_of
 
 
 def grid(tokens: Iterable[str], config_dirs: Iterable[str] = ()) -> tuple[list[list[str]], list[list[str]]]:
-    """Return (the overrides of every run, those of them that differ between the runs).
-
-    `a,b`, `range(1,4)`, `choice(a,b)` and `glob(*)` are Hydra's, and so is the order: the last key varies fastest.
+    """Return (the overrides of every run, those of them that differ between the runs); the last key varies fastest.
 
     Raises:
-        SpecError: bad syntax, a sweep that is no list of values, or nothing that varies.
+        SpecError: bad syntax, an interval, too many runs, or nothing that varies.
     """
-    library = Library(config_dirs)
-    parser = OverridesParser.create(config_loader=_Options(library))  # type: ignore[arg-type]
-    fixed, swept = [], []
-    for token in tokens:
-        try:
-            [override] = parser.parse_overrides([token])
-        except HydraException as error:
-            raise syntax_error(token, error) from None
-        if not override.is_sweep_override():
-            fixed.append(token)
-            continue
-        if not override.is_discrete_sweep():
-            raise SpecError(f"{token}: --multirun takes lists of values: a,b, range(...), choice(...) or glob(...)")
-        if _count(override) == 0:
-            raise SpecError(f"{token}: matches nothing; there are {listing(library.options(override.key_or_group))}")
-        swept.append(override)
-    if not swept:
+    fixed, space = split(tokens, Library(config_dirs))
+    if not space:
         raise SpecError("--multirun: nothing varies; give several values, such as optimizer.lr=1e-3,3e-3 seed=range(3)")
-    keys = [override.get_key_element() for override in swept]
-    if doubled := [key for key in keys if keys.count(key) > 1]:
-        raise SpecError(f"{doubled[0]} is given several values twice; write them as one list")
-    if (size := math.prod(_count(override) for override in swept)) > MOST:
-        raise SpecError(f"--multirun: {size:,} runs and more are over {MOST:,}; take fewer values")
-    [points] = BasicSweeper.split_arguments(swept, max_batch_size=None)
+    if between := [key for key, axis in space.items() if isinstance(axis, Interval)]:
+        told = (
+            "--multirun takes lists of values: a,b, range(...), choice(...) or glob(...); mlplatform sweep takes both"
+        )
+        raise SpecError(f"{between[0]} is an interval: {told}")
+    if (size := math.prod(len(axis.ends()) for axis in space.values())) > MOST:
+        raise SpecError(f"--multirun: {size:,} runs are over {MOST:,}; take fewer values")
+    points = [[f"{key}={value}" for key, value in point.items()] for point in points_of(space)]
     return [[*fixed, *point] for point in points], points
-
-
-def _count(override: Override) -> int:
-    """Return how many values an override has, as far as it matters."""
-    return sum(1 for _ in islice(override.sweep_string_iterator(), MOST + 1))
 
 
 def multirun(arguments: Arguments) -> int:

@@ -29,6 +29,8 @@ def main(argv: list[str]) -> int:
     from torch.distributed.run import parse_args, run
 
     folder, devices, module = Path(argv[0]), argv[1], argv[2:]
+    for number in (signal.SIGUSR1, signal.SIGUSR2):  # meant for the ranks, and sent to every process of a job
+        signal.signal(number, signal.SIG_IGN)
     options = ["--nnodes=1", f"--nproc-per-node={devices}"]
     options += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "-m", *module]
     try:

@@ -10,6 +10,7 @@ from typing import Any
 
 from mlplatform.errors import RunError, did_you_mean, listing
 from mlplatform.runs import metrics, record
+from mlplatform.runs.alike import Alike
 from mlplatform.runs.config_file import CONFIG, leaves, read_shown
 from mlplatform.runs.folder import RECORD, experiments_in, is_held, runs_in
 from mlplatform.runs.kept import Kept
@@ -69,12 +70,12 @@ def known(outputs: Path, folders: Sequence[Path]) -> list[dict[str, Any]]:
 
 def configs(outputs: Path, folders: Sequence[Path]) -> list[dict[str, Any]]:
     """Return the leaves of the runs' configs by dotted path, in their order; none of a run that has no config."""
-    named = {name_of(folder): folder for folder in folders}
+    named, alike = {name_of(folder): folder for folder in folders}, Alike()
 
     def read(run: str) -> dict[str, Any]:
         try:
-            return leaves(read_shown(named[run]))
-        except RunError:
+            return alike.leaves((named[run] / CONFIG).read_text(encoding="utf-8"))
+        except (RunError, OSError, ValueError):
             return {}
 
     files = {run: (f"{folder}/{CONFIG}",) for run, folder in named.items()}

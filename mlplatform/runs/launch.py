@@ -22,6 +22,7 @@ from mlplatform.runs.folder import CANCELLED, VARIABLE, create, write_whole
 from mlplatform.runs.stopping import handling
 from mlplatform.runs.submit import launcher_of, submit
 from mlplatform.training.checkpoints import newest_whole, step_of
+from mlplatform.training.signals import STOPPING
 
 STOPPED = -signal.SIGTERM
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -125,9 +126,9 @@ def run_ranks(folder: Path, devices: int, module: list[str], said: IO[bytes] | N
     Returns:
         0, 1 when a rank failed, or `STOPPED` when a signal ended it.
 
-    The first SIGTERM or SIGINT is handed to rank 0, which tells the others, so that all stop after the same step and
-    save; the next one kills them. They stand in a session of their own, or Ctrl-C would reach each of them as well.
-    What they print goes to `said` where it is given.
+    The first of SIGINT and those of `STOPPING` is handed to rank 0, which tells the others, so that all stop after the
+    same step and save; the next one kills them. They stand in a session of their own, or Ctrl-C would reach each of
+    them as well. What they print goes to `said` where it is given.
     """
     command = [sys.executable, "-m", "mlplatform.runs.elastic", str(folder), str(devices), *module]
     environment = {k: v for k, v in os.environ.items() if k not in RANK_VARIABLES}
@@ -147,6 +148,6 @@ def run_ranks(folder: Path, devices: int, module: list[str], said: IO[bytes] | N
         except ProcessLookupError:
             process.terminate()
 
-    with handling(hand_on, signal.SIGTERM, signal.SIGINT):
+    with handling(hand_on, *STOPPING, signal.SIGINT):
         code = process.wait()
     return STOPPED if caught and code else code

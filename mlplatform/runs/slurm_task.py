@@ -35,20 +35,37 @@ def begin(environment: MutableMapping[str, str]) -> None:
 
 
 def end(folder: Path, status: record.Status) -> None:
-    """Put a preempted run's job back into the queue, unless somebody cancelled it. Outside our jobs nothing happens.
+    """Put a preempted run's job back into the queue, unless somebody cancelled it. Outside our jobs nothing happens."""
+    if BY_SLURM not in os.environ or status != "preempted" or os.environ.get("RANK", "0") != "0":
+        return
+    if cancelled(folder):
+        record.update(folder, status="cancelled")
+    elif os.environ[BY_SLURM] == "requeue":
+        requeue(folder)
+
+
+def requeue(folder: Path) -> None:
+    """Put this job back into the queue.
 
     Asked for also where Slurm preempts: it takes a job that leaves within its grace time for completed. A job that is
     no longer running was cancelled by scancel, which a requeue would undo, or is on its way into the queue already.
     """
-    if BY_SLURM not in os.environ or status != "preempted" or os.environ.get("RANK", "0") != "0":
-        return
     job = os.environ["SLURM_JOB_ID"]
-    if cancelled(folder):
-        record.update(folder, status="cancelled")
-    elif os.environ[BY_SLURM] == "requeue" and "JobState=RUNNING" in _scontrol("show", "job", "--oneliner", job):
+    if "JobState=RUNNING" in _scontrol("show", "job", "--oneliner", job):
         print(f"{folder}: saved; job {job} goes back into the queue", flush=True)
         if said := _scontrol("requeue", job):
             print(f"scontrol requeue {job}: {said}", file=sys.stderr)
+
+
+def worker() -> tuple[str, bool] | None:
+    """Return the name of the array task this process is, a sweep's worker, and whether it may go back into the queue.
+
+    Outside our jobs there is none. What it starts is no task of the job any more.
+    """
+    asked = os.environ.pop(BY_SLURM, None)
+    if asked is None:
+        return None
+    return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}", asked == "requeue"
 
 
 def _scontrol(*words: str) -> str:

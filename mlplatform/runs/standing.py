@@ -28,16 +28,18 @@ BY_JOB = {
 def standing(folders: Sequence[Path]) -> list[dict[str, Any]]:
     """Return for every run its status, its job and where that is, how far the run came, and what is wrong."""
     records = [record.read(folder) for folder in folders]
-    numbers = [known["job"] for known in records if "job" in known and known["status"] in OPEN]
+    numbers = [job for known in records if known["status"] in OPEN and (job := _job(known))]
     jobs = slurm.jobs(numbers) if numbers and shutil.which("squeue") else {}
     return [_one(folder, known, jobs) for folder, known in zip(folders, records, strict=True)]
 
 
 def _one(folder: Path, known: dict[str, Any], jobs: dict[str, slurm.Job]) -> dict[str, Any]:
-    job = jobs.get(known.get("job", ""))
+    job = jobs.get(_job(known) or "")
     status, error = known["status"], known.get("error")
-    if job is not None:
+    if job is not None and "job" in known:
         status, error = _by_job(folder, status, error, job)
+    elif job is not None:  # a trial, whose worker may have gone on to another
+        status = "killed" if job.ended and status == "running" else status
     elif status == "running" and "job" not in known and known.get("host") == socket.gethostname():
         status = status if is_held(folder) or not (folder / LOCK).exists() else "killed"
     return {
@@ -45,12 +47,17 @@ def _one(folder: Path, known: dict[str, Any], jobs: dict[str, slurm.Job]) -> dic
         "status": status,
         "step": max([known.get("steps", 0), *(row["step"] for row in metrics.read(folder))]),
         "max": read_shown(folder)["trainer"]["max"],
-        "job": known.get("job"),
+        "job": _job(known),
         "state": job and job.state,
         "why": job and job.why,
         "code": (known.get("code") or {}).get("sha256"),
         "error": error,
     }
+
+
+def _job(known: dict[str, Any]) -> str | None:
+    """Return the job of a run, or of the worker that tries it in a sweep."""
+    return known.get("job") or (known.get("sweep") or {}).get("job")
 
 
 def _by_job(folder: Path, status: str, error: str | None, job: slurm.Job) -> tuple[str, str | None]:
@@ -84,7 +91,8 @@ def cancel(folders: Sequence[Path], wait: float = 60) -> list[str]:
         if now["status"] not in OPEN:
             raise RunError(f"{folder}: this run is {now['status']}; there is nothing to cancel")
         if "job" not in known and known.get("host") != socket.gethostname():
-            raise RunError(f"{folder}: it runs on {known.get('host')}; stop it there")
+            there = f"mlplatform cancel {folder.parent}, its sweep" if _job(known) else "stop it there"
+            raise RunError(f"{folder}: it runs on {known.get('host')}; {there}")
     for folder, known in zip(folders, records, strict=True):
         (folder / CANCELLED).touch()
         if "job" in known:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mlplatform.registry import Spec
+from mlplatform.training.progress import duration
 
 
 def count(number: float) -> str:
@@ -14,17 +15,6 @@ def count(number: float) -> str:
         if number >= size:
             return f"{number / size:.1f}{unit}"
     return f"{number:.0f}"
-
-
-def took(seconds: float | None) -> str:
-    """Return `45 s`, `12 min 5 s`, `3 h 20 min`."""
-    if seconds is None:
-        return "?"
-    whole = round(seconds)
-    for size, unit, small, name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if whole >= size:
-            return f"{whole // size} {unit} {whole % size // small} {name}"
-    return f"{whole} s"
 
 
 def banner(folder: Path, record: dict[str, Any], config: dict[str, Any], resumed: int) -> list[str]:
@@ -68,7 +58,7 @@ def summary(folder: Path, record: dict[str, Any], sample: str | None) -> list[st
     held_out = {name: value for name, value in values.items() if name.startswith("validation/")}
     order = sorted(held_out, key=lambda name: (name != "validation/loss", name))
     figures = ", ".join(f"{name.partition('/')[2].replace('_', ' ')} {held_out[name]:.4f}" for name in order)
-    lines = [f"{record['status']} after {record['steps']} steps, {took(record.get('seconds', 0.0))} of training"]
+    lines = [f"{record['status']} after {record['steps']} steps, {duration(record.get('seconds', 0.0))} of training"]
     if figures:
         lines.append(f"validation  {figures}" + (f"   (best at step {best['step']})" if best else ""))
     if sample:

@@ -52,11 +52,11 @@ def test_a_glob_takes_the_options_there_are_also_the_users(tmp_path: Path) -> No
     ("tokens", "told"),
     [
         (["seed=1"], "nothing varies; give several values"),
-        (["optimizer.lr=interval(0,1)"], r"interval\(0,1\): --multirun takes lists of values"),
+        (["optimizer.lr=interval(0,1)"], "optimizer.lr is an interval: --multirun takes lists of values"),
         (["seed=1,2", "seed=3,4"], "seed is given several values twice"),
-        (["schedule=glob(x*)"], r"matches nothing; there are constant, cosine, linear, wsd"),
-        (["seed=range(200)", "prompt=range(200)"], "40,000 runs and more are over 10,000"),
-        (["seed=range(1000000000)"], "10,001 runs and more are over 10,000"),
+        (["schedule=glob(x*)"], "no option fits; there are constant, cosine, linear, wsd"),
+        (["seed=range(200)", "prompt=range(200)"], "40,000 runs are over 10,000"),
+        (["seed=range(1000000000)"], "over 10,000 values"),
         (["seed=1,2,"], r"seed=1,2,: can't be read"),
     ],
 )

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_runs import SMALL, curves, finished, prepared, scenes
 
 from mlplatform.errors import RunError, SpecError
@@ -24,45 +27,9 @@ from mlplatform.runs.resume import resume
 from mlplatform.runs.standing import cancel, standing
 
 TOP = Path(__file__).parents[2]
-SCRIPT = TOP / "scripts" / "slurm_local.sh"
-MISSING = ("only root can install them", "apt-get can't install")
 ON_SLURM = ["launcher=slurm", "launcher.time='5 min'"]
 ONCE = ["trainer.validate_every=null", "trainer.checkpoint_every=null"]
 pytestmark = pytest.mark.slurm
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """Bring Slurm up for as long as a test of this machine wants it; leave one alone that was there before."""
-
-    def script(word: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([SCRIPT, word], capture_output=True, text=True, timeout=300)
-
-    with (
-        Path("/tmp/mlplatform-slurm-tests.lock").open("w") as users,
-        Path("/tmp/mlplatform-slurm-start.lock").open("w") as starting,
-    ):
-        fcntl.flock(users, fcntl.LOCK_SH)
-        fcntl.flock(starting, fcntl.LOCK_EX)  # two processes of a test run would start it at once
-        was_up = script("status").returncode == 0
-        started = script("start")
-        fcntl.flock(starting, fcntl.LOCK_UN)
-        if started.returncode and any(told in started.stderr for told in MISSING):
-            pytest.skip(f"no Slurm here: {started.stderr.strip()}")
-        assert started.returncode == 0, started.stderr
-        before = os.environ.get("SLURM_CONF")
-        os.environ["SLURM_CONF"] = script("env").stdout.strip().partition("=")[2]
-        yield
-        if before is None:
-            del os.environ["SLURM_CONF"]
-        else:
-            os.environ["SLURM_CONF"] = before
-        try:
-            fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # another process's tests go on with it
-            return
-        if not was_up:
-            script("stop")
 
 
 def wait(run: Path, true: Callable[[], bool], seconds: float = 240) -> None:
@@ -157,9 +124,16 @@ def test_two_nodes_train_as_one_process_does(cluster: None, tmp_path: Path) -> N
         assert ours == pytest.approx(theirs, rel=1e-4)
 
 
+TRACKED = [
+    "logger=several",
+    "logger.loggers=[{kind: wandb, mode: offline}, {kind: tensorboard}, {kind: mlflow}]",
+]
+
+
 def test_a_requeued_run_ends_with_the_weights_of_an_undisturbed_one(cluster: None, tmp_path: Path) -> None:
+    """Also at the trackers it is one run, which has every step once."""
     options = [*ONCE, "trainer.max='400 steps'"]
-    run = queued(tmp_path, *options)
+    run = queued(tmp_path, *options, *TRACKED)
     wait(run, lambda: len(metrics.read(run)) > 5)
     slurm.ask("scancel", "--signal=USR1", record.read(run)["job"])
     undisturbed = finished(tmp_path, *options)
@@ -171,6 +145,37 @@ def test_a_requeued_run_ends_with_the_weights_of_an_undisturbed_one(cluster: Non
     assert runs_in(tmp_path / "outputs") == sorted([run, undisturbed])
     assert curves(run) == curves(undisturbed)
     assert weights(run) == weights(undisturbed)
+
+    losses = [(row["step"], row["train/loss"]) for row in metrics.read(run)]
+    files = [wandb_file.read(path) for path in sorted(run.glob("wandb/offline-run-*/*.wandb"))]
+    assert [file.id for file in files] == [known["wandb_id"]] * 2
+    assert [step for file in files for step in file.curve("train/loss")] == [step for step, _ in losses]
+    assert [value for file in files for value in file.curve("train/loss").values()] == [loss for _, loss in losses]
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [step for step, _ in losses]
+    with contextlib.closing(sqlite3.connect(run.parent.parent / "mlflow.db")) as base:
+        sent = base.execute("SELECT step, value FROM metrics WHERE key = 'train/loss' ORDER BY step").fetchall()
+        assert sent == losses
+        assert base.execute("SELECT status FROM runs").fetchall() == [("FINISHED",)]
+
+
+@pytest.mark.parametrize("cause", ["preempted", "out of time"])
+def test_what_slurm_itself_interrupts_goes_on_in_its_folder(cluster: None, tmp_path: Path, cause: str) -> None:
+    """A job of a higher partition takes both nodes; or the limit of a minute comes, and with it the notice."""
+    where = ["launcher.partition=spare"] if cause == "preempted" else ["launcher.time='1 min'", "launcher.notice=40"]
+    run = queued(tmp_path, *ONCE, "trainer.max='1000000 steps'", *where)
+    wait(run, lambda: len(metrics.read(run)) > 5)
+    if cause == "preempted":
+        size = ["--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null"]
+        slurm.ask("sbatch", "--parsable", *size, "--wrap=sleep 1")
+    wait(run, lambda: said_of(run).get("Restarts") == "1")
+    wait(run, lambda: len(record.read(run)["sessions"]) == 2)
+    first, second = record.read(run)["sessions"]
+    assert (first["status"], second["from_step"]) == ("preempted", first["to_step"])
+    assert cancel([run]) == ["cancelled"]
+    steps = [row["step"] for row in metrics.read(run)]
+    assert steps == list(range(1, len(steps) + 1))
 
 
 def test_a_cancelled_run_saves_and_stays_cancelled(cluster: None, tmp_path: Path) -> None:
@@ -195,7 +200,6 @@ def test_a_cancelled_run_saves_and_stays_cancelled(cluster: None, tmp_path: Path
     [
         (["launcher.partition=mian"], SpecError, r"no partition 'mian' \(did you mean 'main'\?\); it has brief, main"),
         (["launcher.nodes=2"], SpecError, r"single runs on one device and this run has 2 processes; use strategy=ddp"),
-        (["launcher.tasks_per_node=2"], SpecError, r"tasks_per_node: 2 and trainer\.devices=1"),
         (["launcher.gres=gpu:2", "trainer.accelerator=cuda"], SpecError, r"gpu:2 is 2 GPUs .* trainer\.devices=1"),
         (["trainer.accelerator=cuda"], SpecError, r"no GPU is asked for; set launcher\.gres=gpu:1"),
         (["launcher.time='2 fortnights'"], SpecError, r"'2 fortnights' is no time; write it as '90 min'"),

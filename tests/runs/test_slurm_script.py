@@ -10,11 +10,16 @@ import pytest
 from tiny_runs import composed, prepared
 
 from mlplatform.errors import RunError, SpecError
+from mlplatform.registry import Spec
 from mlplatform.runs.launchers.slurm import Slurm, seconds
 
 
 def shown(devices: int = 1, **launcher: Any) -> dict[str, Any]:
     return {"trainer": {"devices": devices}, "experiment": "plays", "launcher": launcher}
+
+
+def shell(**fields: Any) -> Spec:
+    return Spec.of({"kind": "bash", **fields}, "shell", "launcher.shell")
 
 
 def asked(script: str) -> dict[str, str]:
@@ -26,7 +31,7 @@ def asked(script: str) -> dict[str, str]:
 def test_the_script_asks_for_what_the_config_says(tmp_path: Path) -> None:
     job = Slurm(
         partition="gpu", account="lab", time="36 h", nodes=2, cpus_per_task=8, gres="gpu:a100:4", notice=300,
-        options=["--mem=64G"], modules=["cuda/12.4"], setup=["ulimit -n 4096"],
+        options=["--mem=64G"], shell=shell(modules=["cuda/12.4"], lines=["ulimit -n 4096"]),
     )  # fmt: skip
     script = job.script(tmp_path / "run", shown(4))
     wanted = {
@@ -60,16 +65,30 @@ def test_an_array_reads_its_run_from_a_list(tmp_path: Path) -> None:
 
 
 def test_a_secret_is_in_no_script(tmp_path: Path) -> None:
-    job = Slurm(environment={"WANDB_API_KEY": "hush", "A": "it's"}, setup=["***"])
-    script = Slurm(environment=job.environment).script(
-        tmp_path, shown(environment={"WANDB_API_KEY": "***", "A": "it's"})
+    job = Slurm(shell=shell(variables={"WANDB_API_KEY": "hush", "A": "it's"}, lines=["***"]))
+    script = Slurm(shell=shell(variables=job.shell.variables)).script(
+        tmp_path, shown(shell={"variables": {"WANDB_API_KEY": "***", "A": "it's"}})
     )
     assert "hush" not in script
     assert "WANDB_API_KEY is secret" in script
     [line] = [line for line in script.splitlines() if line.startswith("export A=")]
     assert subprocess.run(["bash", "-c", f"{line}; echo $A"], capture_output=True, text=True).stdout == "it's\n"
-    with pytest.raises(SpecError, match=r"launcher\.setup: a line holds a secret"):
-        job.script(tmp_path, shown(setup=["***"]))
+    with pytest.raises(SpecError, match=r"launcher\.shell\.lines: a line holds a secret"):
+        job.script(tmp_path, shown(shell={"lines": ["***"]}))
+
+
+def test_the_workers_of_a_sweep_are_one_task_each_with_the_cores_of_a_trial(tmp_path: Path) -> None:
+    script = Slurm(cpus_per_task=2, gres="gpu:4").workers_script(tmp_path / "search", shown(4), workers=3)
+    wanted = {
+        "array": "0-2", "nodes": "1", "ntasks-per-node": "1", "cpus-per-task": "8", "gres": "gpu:4", "requeue": "",
+        "output": f"{tmp_path}/search/workers/%a.txt", "job-name": "search-sweep", "signal": "USR1@120",
+    }  # fmt: skip
+    assert wanted.items() <= asked(script).items()
+    lines = script.splitlines()
+    assert "export OMP_NUM_THREADS=2 GOMP_SPINCOUNT=1000" in lines
+    assert lines[-1].startswith("srun --cpus-per-task=8 ")
+    assert lines[-1].endswith(' -m mlplatform.sweep_worker "$run" --worker "$SLURM_ARRAY_TASK_ID"')
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
 
 
 @pytest.mark.parametrize(
@@ -94,13 +113,13 @@ def test_what_is_no_time_is_refused_with_the_ways_to_write_one(text: str) -> Non
     ("fields", "told"),
     [
         ({"options": ["mem=64G"]}, "'mem=64G' is no option of sbatch"),
-        ({"environment": {"a b": 1}}, "'a b' can't be a variable's name"),
+        ({"shell": {"variables": {"a b": 1}}}, "'a b' can't be a variable's name"),
         ({"time": "2 min", "notice": 120}, "'2 min' is not longer than launcher.notice=120 seconds"),
     ],
 )
 def test_fields_that_can_not_be(fields: dict[str, Any], told: str) -> None:
     with pytest.raises(SpecError, match=told):
-        Slurm(**fields)
+        Slurm(**fields | ({"shell": shell(**fields["shell"])} if "shell" in fields else {}))
 
 
 def test_without_slurm_the_command_says_where_to_run_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

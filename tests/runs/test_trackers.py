@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import http.server
 import json
 import logging
+import os
 import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
 import time
+import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +31,11 @@ from mlplatform.runs.trackers.mlflow import MLflow
 from mlplatform.runs.trackers.tensorboard import TensorBoard
 from mlplatform.runs.trackers.weights_and_biases import WandB
 
-CONFIG = {"seed": 3, "model": {"trunk": {"dim": 32, "layers": ["a", "b"]}}, "data": {"path": "***"}}
+CONFIG = {
+    "seed": 3,
+    "model": {"trunk": {"dim": 32, "layers": ["a", "b"]}, "hf": {"weights": {"layers.*.{q,k}": "h.*.{q,k}_proj"}}},
+    "data": {"path": "***"},
+}
 
 
 @pytest.fixture
@@ -166,6 +179,50 @@ def test_a_bad_key_or_no_network_is_one_line_and_the_run_is_written_offline(
     assert not any(key.encode() in path.read_bytes() for path in run.rglob("*") if path.is_file() and len(key) > 5)
 
 
+@pytest.mark.parametrize("answer", [403, 500, None])
+def test_a_server_that_refuses_or_never_answers_is_one_line_and_the_run_is_written_offline(
+    run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, answer: int | None
+) -> None:
+    """W&B's own client against a server of this machine: no permission, out of order, or silent."""
+    over, asked = threading.Event(), list[str]()
+
+    class Refuses(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(self.path)
+            if answer is None:
+                over.wait(60)
+                return
+            self.send_response(answer)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        do_GET = do_POST
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
+    monkeypatch.setattr("mlplatform.runs.trackers.weights_and_biases.SECONDS_TO_CONNECT", 4)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refuses) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+        try:
+            with caplog.at_level(logging.WARNING, "mlplatform"):
+                said = session(run, {"kind": "wandb", "mode": "online"}, range(1, 4))
+        finally:
+            over.set()
+            server.shutdown()
+    assert asked  # it was reached
+    assert said == []
+    (line,) = ours(caplog)
+    assert "writing offline, send it later: wandb sync" in line
+    assert "\n" not in line
+    assert list(written(run)[-1].curve("train/loss")) == [1, 2, 3]
+    assert not any(b"0123456789" * 4 in path.read_bytes() for path in run.rglob("*") if path.is_file())
+
+
 def test_wandb_mode_is_taken_from_the_environment_unless_stated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     assert (WandB().mode, WandB(mode="online").mode) == ("offline", "online")
@@ -274,8 +331,9 @@ def sql(folder: Path, query: str) -> list[tuple[Any, ...]]:
 
 
 @pytest.fixture
-def nested(tmp_path: Path) -> Path:
-    """A run folder where runs lie: outputs/experiment/date."""
+def nested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run folder where runs lie: outputs/experiment/date. A busy machine may take its time over MLflow's tables."""
+    monkeypatch.setattr("mlplatform.runs.trackers.mlflow.SECONDS_TO_END", 300)
     folder = tmp_path / "outputs" / "plays" / "2026-11-23_120000"
     folder.mkdir(parents=True)
     record.update(folder, id="plays-2026-11-23_120000", status="running", experiment="plays")
@@ -290,7 +348,9 @@ def test_mlflow_holds_the_config_and_each_step_of_a_resumed_run_once(nested: Pat
     points = sql(outputs, "SELECT step, value FROM metrics WHERE key = 'train/loss' ORDER BY step")
     assert points == [(step, 1 / step) for step in range(1, 8)]
     assert sql(outputs, "SELECT name, status FROM runs") == [("plays-2026-11-23_120000", "FINISHED")]
-    assert dict(sql(outputs, "SELECT key, value FROM params"))["model.trunk.dim"] == "32"
+    parameters = dict(sql(outputs, "SELECT key, value FROM params"))
+    assert parameters["model.trunk.dim"] == "32"
+    assert parameters["model.hf.weights.layers._._q_k_"] == "h.*.{q,k}_proj"
     assert sql(outputs, "SELECT name FROM experiments WHERE name = 'plays'") == [("plays",)]
     assert "mlflow_id" not in record.read(nested)
 
@@ -312,6 +372,79 @@ def test_a_server_that_is_away_never_stops_training_and_gets_the_rest_later(
     assert session(nested, {"kind": "mlflow"}, range(4, 6)) == []
     points = sql(nested.parent.parent, "SELECT step FROM metrics WHERE key = 'train/loss' ORDER BY step")
     assert points == [(1,), (2,), (3,), (4,), (5,)]
+
+
+class Served:
+    """A real MLflow server of one folder, which may be killed and started again on the same port."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.folder, self.address = folder, f"http://127.0.0.1:{self.port}"
+        folder.mkdir()
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--host=127.0.0.1", f"--port={self.port}", "--workers=1"]
+        command += [f"--backend-store-uri=sqlite:///{self.folder}/mlflow.db", f"--artifacts-destination={self.folder}"]
+        with (self.folder / "said.txt").open("ab") as said:
+            variables = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+            options = {"cwd": self.folder, "env": variables, "start_new_session": True}
+            self.process = subprocess.Popen(command, stdout=said, stderr=said, **options)
+        deadline = time.monotonic() + 240
+        while True:
+            try:
+                with urllib.request.urlopen(f"{self.address}/health", timeout=5):
+                    return
+            except OSError:
+                assert self.process.poll() is None, (self.folder / "said.txt").read_text()
+                assert time.monotonic() < deadline, (self.folder / "said.txt").read_text()
+                time.sleep(0.2)
+
+    def kill(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def test_a_server_killed_in_the_middle_has_everything_once_it_is_back(
+    nested: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server, said = Served(tmp_path / "server"), list[str]()
+    server.start()
+    try:
+        spec = Spec.of({"kind": "mlflow", "uri": server.address}, "logger", "logger")
+        kept = Recorders(metrics.Metrics(nested), trackers(spec), said.append)
+        kept.start(nested, CONFIG)
+        kept.log(1, {"train/loss": 1.0})
+        sent = "SELECT step, value FROM metrics WHERE key = 'train/loss' ORDER BY step"
+        until(lambda: sql(server.folder, sent) == [(1, 1.0)])
+        server.kill()
+        with caplog.at_level(logging.WARNING, "mlplatform"):
+            slowest = 0.0
+            for step in range(2, 40):
+                began = time.monotonic()
+                kept.log(step, {"train/loss": 1 / step})
+                slowest = max(slowest, time.monotonic() - began)
+            until(lambda: ours(caplog))
+        assert slowest < 2  # nothing waits for the server
+        server.start()
+        kept.log(40, {"train/loss": 1 / 40})
+        kept.finish("finished")
+        (line,) = ours(caplog)
+        assert line.endswith("training goes on, and what is missed is sent later")
+        assert said == []
+        assert sql(server.folder, sent) == [(step, 1 / step) for step in range(1, 41)]
+        assert sql(server.folder, "SELECT name, status FROM runs") == [("plays-2026-11-23_120000", "FINISHED")]
+    finally:
+        server.kill()
+
+
+def until(true: Callable[[], Any], seconds: float = 120) -> None:
+    """Wait for something."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_mlflow_in_plain_files_is_refused_before_anything_starts() -> None:

@@ -9,6 +9,8 @@ from mlplatform.runs.report.sweep import spread
 WIDTH, HEIGHT, TOP, SIDE, FOOT = 720, 260, 44, 70, 14
 LINES = 400
 """Runs drawn as lines; of more, every so many-th by rank."""
+POINTS = 1000
+"""Runs drawn as points; of more, every so many-th as they began."""
 
 
 class Axis(NamedTuple):
@@ -34,7 +36,7 @@ def parallel(told: dict[str, Any], metric: str, higher: bool) -> dict[str, Any]:
         axes.append(Axis(name, round(SIDE + number * step, 1), [(round(_y(p), 1), text) for p, text in ticks]))
         places.append([_y(place) for place in at])
     order = sorted(range(len(told["results"])), key=lambda n: told["results"][n], reverse=higher)
-    every = max(1, len(order) // LINES)
+    every = -(-len(order) // LINES)
     lines = []
     for rank, run in list(enumerate(order))[::every]:
         path = " ".join(f"{axis.x},{column[run]:.1f}" for axis, column in zip(axes, places, strict=True))
@@ -52,15 +54,18 @@ def progress(told: dict[str, Any]) -> dict[str, Any]:
         share = 0.5 if high == low else (value - low) / (high - low)
         return round(SIDE + room * (number + 0.5) / len(results), 1), round(_y(share), 1)
 
-    points = [(*at(number, value), value) for number, value in enumerate(results)]
+    every = -(-len(results) // POINTS)
+    points = [(*at(number, value), value) for number, value in enumerate(results) if number % every == 0]
     steps: list[str] = []
     for number, value in enumerate(best):
+        if number and value == best[number - 1] and number < len(best) - 1:
+            continue
         x, y = at(number, value)
         steps += [f"{x},{steps[-1].partition(',')[2]}"] if steps else []
         steps.append(f"{x},{y}")
     ticks = [(round(_y(0.0), 1), f"{low:.4g}"), (round(_y(1.0), 1), f"{high:.4g}")] if high > low else []
     frame = {"width": WIDTH, "height": HEIGHT, "left": SIDE, "right": WIDTH - SIDE, "bottom": HEIGHT - FOOT}
-    return {"points": points[:2000], "path": " ".join(steps), "ticks": ticks, "last": points[-1][:2], **frame}
+    return {"points": points, "every": every, "path": " ".join(steps), "ticks": ticks, **frame}
 
 
 def _y(share: float) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import shlex
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +21,11 @@ from mlplatform.runs.config_file import read_shown
 from mlplatform.runs.index import configs, differences, known, name_of
 from mlplatform.runs.report import curves, seeds, sweep
 from mlplatform.runs.report.samples import Budget, evaluations, texts
+from mlplatform.runs.report.trials import trials
 
 DRAWN = 40
 """Runs whose curves one page shows; of more, the best."""
-LISTED = 500
+LISTED = 200
 """Runs whose rows one page shows."""
 TITLES = {
     "train/loss": "training loss",
@@ -60,18 +62,24 @@ class RunTold:
 
 @dataclass
 class Told:
-    """What a page says: `drawn` are the runs with curves, `runs` those with a row, of `total` there are."""
+    """What a page says: `drawn` are the runs with curves, `runs` those with a row, of `total` there are.
+
+    `results` are rows of runs that differ in their seed alone, of `settings` there are.
+    """
 
     title: str
     runs: list[RunTold]
     drawn: list[RunTold]
     total: int
+    counts: dict[str, int]
     charts: list[dict[str, Any]]
     differing: dict[str, list[Any]]
     monitor: str | None
     higher: bool
     results: list[dict[str, Any]]
+    settings: int
     sweep: dict[str, Any] | None
+    trials: dict[str, Any] | None
     points: dict[str, int]
     made: float
     detail: dict[str, Any] = field(default_factory=dict)
@@ -88,8 +96,13 @@ def gather(outputs: Path, folders: Sequence[Path], title: str | None = None) -> 
     runs = [RunTold(name_of(f), f, row, config, group) for f, row, config, group in found if row["status"] != "broken"]
     if not runs:
         raise RunError(f"{folders[0]}: its {metrics.FILE} or record can't be read: {rows[0].get('error')}")
-    monitor = _monitor(runs)
-    higher = _is_higher_better(monitor, runs)
+    ended = trials([run.folder for run in runs])
+    if ended and len(ended["metrics"]) == 1:
+        [(monitor, direction)] = ended["metrics"].items()
+        higher = direction == "maximize"
+    else:
+        monitor = _monitor(runs)
+        higher = _is_higher_better(monitor, runs)
     ranked = _ranked(runs, monitor, higher)
     kept = set(map(id, ranked[:LISTED]))
     listed = [run for run in runs if id(run) in kept]
@@ -97,17 +110,23 @@ def gather(outputs: Path, folders: Sequence[Path], title: str | None = None) -> 
     differing = {k: v for k, v in differences([run.config for run in runs], None).items() if k not in UNTOLD}
     _label(runs, differing)
     points = _read_curves(drawn)
+    results = _results(runs, monitor)
+    if len(results) > LISTED:
+        results.sort(key=lambda row: _order(means[0] if (means := row["means"].get(monitor)) else None, higher))
     told = Told(
         title=title or (runs[0].name if len(runs) == 1 else f"{len(runs)} runs"),
         runs=listed,
         drawn=drawn,
         total=len(runs),
+        counts=dict(Counter(run.row["status"] for run in runs)),
         charts=_charts(drawn),
         differing={key: [run.config.get(key) for run in listed] for key in differing},
         monitor=monitor,
         higher=higher,
-        results=_results(runs, monitor),
+        results=results[:LISTED],
+        settings=len(results),
         sweep=_sweep(runs, differing, monitor, higher),
+        trials=ended,
         points=points,
         made=time.time(),
     )
@@ -145,11 +164,12 @@ def result_of(run: RunTold, monitor: str | None) -> float | None:
 
 
 def _ranked(runs: list[RunTold], monitor: str | None, higher: bool) -> list[RunTold]:
-    def place(run: RunTold) -> tuple[bool, float]:
-        value = result_of(run, monitor)
-        return value is None, 0.0 if value is None else -value if higher else value
+    return sorted(runs, key=lambda run: _order(result_of(run, monitor), higher))
 
-    return sorted(runs, key=place)
+
+def _order(value: float | None, higher: bool) -> tuple[bool, float]:
+    """Return what sorts values, the best first and those there are not last."""
+    return value is None, 0.0 if value is None else -value if higher else value
 
 
 def _label(runs: list[RunTold], differing: dict[str, list[Any]]) -> None:
@@ -161,9 +181,9 @@ def _label(runs: list[RunTold], differing: dict[str, list[Any]]) -> None:
             name = last if lasts.count(last) == 1 else ".".join(key.split(".")[-2:])
             parts.append(f"{name}={brief(run.config.get(key))}")
         run.label = " ".join(parts[:4]) if len(runs) > 1 and parts else run.folder.name
-    labels = [run.label for run in runs]
+    labels = Counter(run.label for run in runs)
     for run in runs:
-        if labels.count(run.label) > 1:
+        if labels[run.label] > 1:
             run.label = f"{run.label} {run.folder.name}" if run.label != run.folder.name else run.name
 
 
@@ -207,14 +227,15 @@ def _results(runs: list[RunTold], monitor: str | None) -> list[dict[str, Any]]:
     """Return a row for each group of seeds: how many runs, and the mean of each final metric."""
     held_out = {name for run in runs for name in run.metrics if name.startswith("validation/")}
     names = sorted(held_out or {"train/loss"}, key=lambda name: (name != monitor, name))
-    found = []
-    for number in sorted({run.group for run in runs}):
-        members = [run for run in runs if run.group == number]
+    found, groups = [], dict[int, list[RunTold]]()
+    for run in runs:
+        groups.setdefault(run.group, []).append(run)
+    for number, members in sorted(groups.items()):
         values = {name: [run.metrics[name] for run in members if run.metrics.get(name) is not None] for name in names}
         label = " ".join(part for part in members[0].label.split() if not part.startswith("seed="))
         means = {name: seeds.mean(each) for name, each in values.items() if each}
         found.append({"group": number, "label": label, "count": len(members), "means": means})
-    return found[:LISTED]
+    return found
 
 
 def _sweep(

@@ -21,7 +21,8 @@ from markupsafe import Markup
 from mlplatform.runs.report import drawing
 from mlplatform.runs.report.gather import RunTold, Told, brief, result_of
 from mlplatform.runs.report.seeds import Mean
-from mlplatform.runs.words import count, took
+from mlplatform.runs.words import count
+from mlplatform.training.progress import duration
 
 HERE = Path(__file__).resolve().parent
 
@@ -101,7 +102,7 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"figure": figure, "mean": mean, "brief": brief, "count": count, "took": took, "when": when}
+    made.filters |= {"figure": figure, "mean": mean, "brief": brief, "count": count, "duration": duration, "when": when}
     made.globals["swatch"] = swatch
     return made
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 APART = ("seed", "outputs", "experiment")
@@ -28,14 +28,21 @@ def mean(values: Sequence[float], confidence: float = CONFIDENCE) -> Mean:
     return Mean(middle, student_quantile(0.5 + confidence / 2, count - 1) * spread / math.sqrt(count), count)
 
 
-def groups(configs: Iterable[dict[str, Any]]) -> list[int]:
+def groups(configs: Sequence[dict[str, Any]]) -> list[int]:
     """Return for each config (its leaves) the number of its group; groups are numbered as they come."""
-    seen: dict[tuple[Any, ...], int] = {}
-    found = []
-    for config in configs:
-        rest = tuple(sorted((k, repr(v)) for k, v in config.items() if k not in APART and not k.startswith("logger")))
-        found.append(seen.setdefault(rest, len(seen)))
-    return found
+    first, nothing = (configs or [{}])[0], object()
+    keys = sorted(
+        {
+            key
+            for config in configs
+            for key, value in config.items()
+            if value != (one := first.get(key, nothing)) or type(value) is not type(one)
+        }
+        | {key for config in configs if len(config) != len(first) for key in first.keys() - config.keys()}
+    )
+    apart = [key for key in keys if key not in APART and not key.startswith("logger")]
+    seen: dict[tuple[str, ...], int] = {}
+    return [seen.setdefault(tuple(repr(c.get(key, nothing)) for key in apart), len(seen)) for c in configs]
 
 
 def student_quantile(share: float, freedom: int) -> float:

@@ -19,7 +19,7 @@ from markupsafe import Markup
 from mlplatform.errors import PlatformError, RunError
 from mlplatform.runs import metrics
 from mlplatform.runs.folder import runs_in
-from mlplatform.runs.index import known, name_of
+from mlplatform.runs.index import STATUSES, known, name_of
 from mlplatform.runs.report import curves
 from mlplatform.runs.report.gather import gather
 from mlplatform.runs.report.page import environment, policy, render, source
@@ -121,7 +121,8 @@ def listing() -> str:
     """Return the page that lists the runs; its script fills it."""
     script, styles = source("runs.js"), source("page.css")
     template = environment().get_template("runs.html.j2")
-    return template.render(policy=policy([script], True), script=Markup(script), styles=Markup(styles))
+    options = {"script": Markup(script), "styles": Markup(styles), "statuses": STATUSES}
+    return template.render(policy=policy([script], True), **options)
 
 
 def page(outputs: Path, experiment: str, name: str | None = None) -> str:

@@ -1,7 +1,8 @@
 """A sweep's study: which points were tried, which come next. Several processes on several machines may share it.
 
 Optuna keeps the points; this module adds what a sweep needs on top: that points are counted once, that a point whose
-process died is tried again, and that a study is never continued with another space.
+worker stopped or died is given back with the runs it began, which go on where they were, and that a study is never
+continued with another space.
 """
 
 from __future__ import annotations
@@ -10,21 +11,30 @@ import contextlib
 import fcntl
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from mlplatform.errors import RunError
 from mlplatform.runs.sweeps.space import Space, differences, written
-from mlplatform.runs.sweeps.sweep import Sweep
+from mlplatform.runs.sweeps.sweep import JOURNAL, Sweep
+from mlplatform.runs.sweeps.workers import is_working
+
+LOGS = "logs"
+"""The folder of what the trials' processes say."""
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 NOTES = "notes"
 """The one attribute of a trial: who tries it, and what became of it. One, because each costs a transaction."""
+HOPELESS = "hopeless"
+"""The attribute of a study in which no point can succeed: why."""
+MOST_DEATHS = 3
+"""So often a point may take its worker with it before it has failed."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,8 @@ class Point:
     values: dict[str, str]
     trial: int = 0
     """Optuna's own number of it, which a run that may be given up reports to."""
+    runs: tuple[str, ...] = ()
+    """Runs an earlier trial of it began, in the order of the seeds: they go on."""
 
     def overrides(self) -> list[str]:
         """Return the point as words of a command line."""
@@ -75,22 +87,23 @@ class Study:
     def __init__(self, folder: Path, name: str, sweep: Sweep, space: Space, seed: int, worker: int = 0) -> None:
         self.folder, self.sweep, self.space = folder, sweep, space
         self.total = sweep.search.points(space, sweep.trials)
-        self.worker = f"worker-{worker}"
+        self.worker, self.own = worker, set[int]()
         self.threads = threading.Lock()
         self.distributions = {key: axis.distribution() for key, axis in space.items()}
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         self.address = address(sweep.storage, folder)
-        with self._alone():
-            self.study = self._opened(name, seed + worker)
+        with self.alone():
+            self.study = self._opened(name)
+            before = len(self.study.get_trials(deepcopy=False))
+            self.study.sampler = sweep.search.sampler(space, drawn(seed, worker, before))
 
-    def _opened(self, name: str, seed: int) -> optuna.Study:
+    def _opened(self, name: str) -> optuna.Study:
         try:
             study = optuna.create_study(
                 storage=opened(self.address),
                 study_name=name,
                 directions=list(self.sweep.metrics.values()),
-                sampler=self.sweep.search.sampler(self.space, seed),
                 pruner=self.sweep.pruner.pruner() if self.sweep.pruner else optuna.pruners.NopPruner(),
                 load_if_exists=True,
             )
@@ -118,90 +131,116 @@ class Study:
         return [t for t in self.study.get_trials(deepcopy=False) if "again" not in t.user_attrs.get(NOTES, {})]
 
     def take(self) -> Point | None:
-        """Return the next point to try; None when there is none left."""
-        with self._alone():
+        """Return the next point to try; None when there is none left.
+
+        Raises:
+            RunError: a worker found that no point can succeed.
+        """
+        with self.alone():
+            if reason := self.study.user_attrs.get(HOPELESS):
+                raise RunError(reason)
             taken = [t for t in self.trials() if t.state is not TrialState.WAITING]
             if len(taken) >= self.total:
                 return None
             trial = self.study.ask(self.distributions)
-            trial.set_user_attr(NOTES, {"worker": self.worker})
-        return Point(trial.number, {key: str(value) for key, value in trial.params.items()}, trial._trial_id)
+            before = trial.user_attrs.get(NOTES, {})
+            trial.set_user_attr(NOTES, {**before, "worker": self.worker})
+            self.own.add(trial.number)
+        values = {key: str(value) for key, value in trial.params.items()}
+        return Point(trial.number, values, trial._trial_id, tuple(before.get("runs", ())))
+
+    def begun(self, point: Point, runs: Sequence[str]) -> None:
+        """Keep the folders of a point's runs while it is tried, for whoever tries it again if this worker dies."""
+        known = self.study._storage.get_trial(point.trial).user_attrs.get(NOTES, {})
+        self._note(point.trial, {**known, "runs": list(runs)})
 
     def tell(self, point: Point, outcome: Outcome) -> None:
-        """Keep what became of a point; one that was stopped is tried again when the sweep goes on."""
+        """Keep what became of a point; one that was stopped is given back."""
+        if outcome.status == "stopped":
+            with self.alone():
+                self._give_back(self.study.trials[point.number], deaths=0)
+        else:
+            self._end(point, outcome)
+        self.own.discard(point.number)  # not before: a point nobody tries would be given back
+
+    def _end(self, point: Point, outcome: Outcome) -> None:
         notes: dict[str, Any] = {"worker": self.worker, "runs": list(outcome.runs)}
         if outcome.reason:
             notes["reason"] = outcome.reason
         if outcome.values:
             notes["seeds"] = {name: list(values) for name, values in outcome.values.items()}
-        if outcome.status == "stopped":
-            with self._alone():
-                self._again(self.study.trials[point.number])
-            return
-        trial = optuna.Trial(self.study, point.trial)
-        trial.set_user_attr(NOTES, notes)
+        self._note(point.trial, notes)
+        if outcome.hopeless:
+            self.study.set_user_attr(HOPELESS, outcome.reason)
         if outcome.status == "finished":
             means = outcome.means()
-            self.study.tell(trial, [means[name] for name in self.sweep.metrics])
+            self.study.tell(point.number, [means[name] for name in self.sweep.metrics])
         else:
             state = TrialState.PRUNED if outcome.status == "pruned" else TrialState.FAIL
-            self.study.tell(trial, state=state)
+            self.study.tell(point.number, state=state)
 
-    def recover(self) -> int:
-        """Put back the points whose process died, to be tried again; return how many."""
-        with self._alone():
-            lost = [t for t in self.trials() if t.state is TrialState.RUNNING and not self._alive(t)]
+    def recover(self) -> tuple[int, list[tuple[Point, Outcome]]]:
+        """Give back the points whose worker died.
+
+        Returns:
+            How many, and those that did so too often, which have failed now.
+        """
+        back, failed = 0, []
+        with self.alone():
+            own = set(self.own)  # before the trials are read: one that ends meanwhile is still in it
+            running = [t for t in self.trials() if t.state is TrialState.RUNNING and t.number not in own]
+            lost = [t for t in running if not self._alive(t)]
             for trial in lost:
-                self._again(trial)
-        return len(lost)
+                deaths = trial.user_attrs.get(NOTES, {}).get("deaths", 0) + 1
+                if deaths < MOST_DEATHS:
+                    self._give_back(trial, deaths)
+                    back += 1
+                    continue
+                values = {key: str(value) for key, value in trial.params.items()}
+                told = f"{deaths} workers died that tried it; {LOGS}/ holds what it said"
+                outcome = Outcome("failed", runs=tuple(trial.user_attrs[NOTES].get("runs", ())), reason=told)
+                failed.append((Point(trial.number, values, trial._trial_id), outcome))
+                self._end(*failed[-1])
+        return back, failed
 
-    def _again(self, trial: FrozenTrial) -> None:
-        open_trial = optuna.Trial(self.study, trial._trial_id)
-        open_trial.set_user_attr(NOTES, {"again": True})
-        self.study.tell(open_trial, state=TrialState.FAIL)
-        self.study.enqueue_trial(trial.params)
+    def ended(self) -> bool:
+        """Whether as many points ended as there are to be."""
+        return sum(trial.state in ENDED for trial in self.trials()) >= self.total
+
+    def _give_back(self, trial: FrozenTrial, deaths: int) -> None:
+        """Let a trial count as none, and put its point into the queue with the runs it began."""
+        notes = trial.user_attrs.get(NOTES, {})
+        self._note(trial._trial_id, {**notes, "again": True})
+        self.study.tell(trial.number, state=TrialState.FAIL)
+        handed = {"runs": notes.get("runs", []), "deaths": deaths}
+        self.study.enqueue_trial(trial.params, user_attrs={NOTES: handed})
+
+    def _note(self, trial: int, notes: Mapping[str, Any]) -> None:
+        self.study._storage.set_trial_user_attr(trial, NOTES, notes)  # a Trial made for it would ask the sampler
 
     def _alive(self, trial: FrozenTrial) -> bool:
-        """Whether the worker of a trial holds its lock."""
+        """Whether the worker of another process that tries this holds its lock."""
         worker = trial.user_attrs.get(NOTES, {}).get("worker")
         return worker is not None and worker != self.worker and is_working(self.folder, worker)
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
+    def alone(self) -> Iterator[None]:
         """Be the only one, of all processes and threads, who looks at the points and takes one."""
         with self.threads, (self.folder / ".study.lock").open("w") as file:
             fcntl.lockf(file, fcntl.LOCK_EX)
             yield
 
 
-@contextlib.contextmanager
-def working(folder: Path, worker: str) -> Iterator[None]:
-    """Say that a worker of a sweep lives. Raises RunError when another process is that worker."""
-    with (folder / f".{worker}.lock").open("w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(f"{folder}: this sweep is running; wait for it or stop it first") from None
-        yield
-
-
-def is_working(folder: Path, worker: str) -> bool:
-    """Whether a worker of a sweep lives."""
-    try:
-        with (folder / f".{worker}.lock").open("r+") as file:
-            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
+def drawn(seed: int, worker: int, before: int) -> int:
+    """Return the seed of a sampler: another one for each worker, and for one that begins again after some trials."""
+    return int(np.random.SeedSequence([seed, worker, before]).generate_state(1)[0])
 
 
 def address(storage: str | None, folder: Path) -> str:
     """Return where a study is, as `opened` takes it."""
     if storage is None:
         return f"sqlite:///{folder.resolve() / 'study.db'}"
-    return f"journal:{folder.resolve() / 'study.journal'}" if storage == "journal" else storage
+    return f"journal:{folder.resolve() / 'study.journal'}" if storage == JOURNAL else storage
 
 
 def opened(where: str) -> Any:

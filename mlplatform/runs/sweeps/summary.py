@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlplatform.runs.report.seeds import mean
 from mlplatform.runs.sweeps.space import Space
-from mlplatform.runs.sweeps.study import Outcome, Point
-from mlplatform.runs.sweeps.sweep import Sweep
+from mlplatform.training.progress import duration
+
+if TYPE_CHECKING:  # these import Optuna, and what ended is also told without
+    from mlplatform.runs.sweeps.study import Outcome, Point
+    from mlplatform.runs.sweeps.sweep import Sweep
 
 
 def beginning(folder: Path, search: str, sweep: Sweep, space: Space, total: int) -> list[str]:
@@ -63,8 +66,3 @@ def ending(rows: Sequence[Mapping[str, Any]], directions: Mapping[str, str]) -> 
         lines.append(f"best: trial {row['trial']}: {reached} with {point}")
     lines += [f"failed: trial {row['trial']}: {row['reason']}" for row in rows if row["status"] == "failed"][:10]
     return lines
-
-
-def duration(seconds: float) -> str:
-    """Return a time as a person reads it."""
-    return f"{seconds:.1f} s" if seconds < 90 else f"{seconds / 60:.1f} min"

@@ -9,6 +9,7 @@ from mlplatform.errors import SpecError
 from mlplatform.registry import Positive, Spec, Text, block
 from mlplatform.runs.sweeps.searches import Search
 
+JOURNAL = "journal"
 DEFAULT_METRICS: dict[str, Literal["minimize", "maximize"]] = {"validation/loss": "minimize"}
 
 
@@ -25,9 +26,10 @@ class Sweep:
         metrics: what is judged, by the best a run's validations reach -> minimize or maximize; null is the validation
             loss.
         pruner: gives up points early by the metric of their first seed; null lets each end.
-        at_once: points tried at the same time, on equal parts of this machine's cores, or as so many Slurm jobs.
-        storage: where the study is: null is SQLite in the sweep's folder, `journal` a file there that machines can
-            share, anything else the URL of a database.
+        at_once: points tried at the same time: on equal parts of this machine's cores, or with launcher=slurm by so
+            many jobs.
+        storage: where the study is: null is SQLite in the sweep's folder, or for jobs the journal; `journal` a file
+            there that machines can share; anything else the URL of a database.
     """
 
     def __init__(

@@ -2,58 +2,62 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from mlplatform.errors import PlatformError, RunError
-from mlplatform.runs.sweeps.study import Outcome, Point, Study, working
-from mlplatform.runs.sweeps.trial import Job, Process
+from mlplatform.runs.sweeps import trials
+from mlplatform.runs.sweeps.study import LOGS, Outcome, Point, Study
+from mlplatform.runs.sweeps.trial import Job, Process, processes
+from mlplatform.runs.sweeps.workers import working
+from mlplatform.training.signals import STOPPING, early
 
-TRIALS = "trials.jsonl"
-"""A line for each point that ended, for whoever shows a sweep without opening its study."""
 Told = Callable[[Point, Outcome, float], None]
 
 
-def work(study: Study, job: Job, at_once: int, told: Told) -> None:
+def work(study: Study, job: Job, at_once: int, told: Told, cluster_job: str | None = None) -> None:
     """Try points until the study has enough of them.
 
-    The first SIGINT or SIGTERM has every run save and end; `work` called again for the same study goes on.
+    The first SIGINT, or signal of a scheduler, has every run save and end; `work` called again for the same study goes
+    on with them.
 
     Args:
         job: tries one point, in another process. at_once: how many at a time, on equal parts of this machine's cores.
         told: is called with each outcome, and the seconds it took.
+        cluster_job: what this process is on a cluster.
 
     Raises:
         RunError: another process is this worker, no point can succeed, or the study's storage fails.
         KeyboardInterrupt: it was stopped.
     """
-    with working(study.folder, study.worker):
-        study.recover()
-        _Crew(study, job, at_once, told).run()
+    with working(study.folder, study.worker, cluster_job):
+        _Crew(study, job, at_once, told, in_job=cluster_job is not None).run()
 
 
 class _Crew:
     """Threads that each try one point at a time; all work is in the points' own processes."""
 
-    def __init__(self, study: Study, job: Job, at_once: int, told: Told) -> None:
-        self.study, self.job, self.told = study, job, told
+    def __init__(self, study: Study, job: Job, at_once: int, told: Told, in_job: bool) -> None:
+        self.study, self.job, self.told, self.in_job = study, job, told, in_job
         self.shares = shares(at_once)
         self.running: dict[int, Process] = {}
         self.stopping = threading.Event()
         self.stopped_by_user = False
         self.error: Exception | None = None
         self.lock = threading.Lock()
-        (study.folder / "logs").mkdir(exist_ok=True)
+        (study.folder / LOGS).mkdir(exist_ok=True)
 
     def run(self) -> None:
         threads = [threading.Thread(target=self._work, args=(cores,), daemon=True) for cores in self.shares]
-        before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        processes()
+        before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, *STOPPING)}
+        if early:  # while this process was starting
+            self._stop()
         try:
             for thread in threads:
                 thread.start()
@@ -77,22 +81,33 @@ class _Crew:
         with self.lock:
             running = list(self.running.values())
         for process in running:
-            process.stop()
+            process.stop(asked=self.in_job)
 
     def _work(self, cores: Sequence[int] | None) -> None:
         try:
-            while not self.stopping.is_set() and (point := self.study.take()) is not None:
-                self._try(point, cores)
+            self._recover()
+            while not self.stopping.is_set():
+                if (point := self.study.take()) is not None:
+                    self._try(point, cores)
+                elif not self._recover():
+                    break
         except Exception as error:
             self.error = error if isinstance(error, PlatformError) else RunError(f"{self.study.folder}: {error}")
             self.stopping.set()
 
+    def _recover(self) -> int:
+        """Give back the points of workers that died; return how many."""
+        back, failed = self.study.recover()
+        for point, outcome in failed:
+            self._note(point, outcome, 0.0)
+        return back
+
     def _try(self, point: Point, cores: Sequence[int] | None) -> None:
         began = time.monotonic()
         with self.lock:
-            process = Process(self.job, point, self.study.folder / "logs" / f"trial-{point.number:04d}.txt", cores)
+            process = Process(self.job, point, self.study.folder / LOGS / f"trial-{point.number:04d}.txt", cores)
             self.running[point.number] = process
-        outcome = process.outcome()
+        outcome = process.outcome(partial(self.study.begun, point))
         with self.lock:
             del self.running[point.number]
         if self.stopping.is_set() and outcome.status == "failed":
@@ -100,13 +115,26 @@ class _Crew:
         if outcome.status == "stopped":
             self.stopping.set()
         self.study.tell(point, outcome)
-        seconds = time.monotonic() - began
-        with self.lock:
-            if outcome.status != "stopped":
-                _note(self.study.folder / TRIALS, point, outcome, seconds)
-            self.told(point, outcome, seconds)
+        self._note(point, outcome, time.monotonic() - began)
         if outcome.hopeless:
             raise RunError(str(outcome.reason))
+
+    def _note(self, point: Point, outcome: Outcome, seconds: float) -> None:
+        if outcome.status != "stopped":
+            with self.study.alone():  # appending is not atomic on every file system that machines share
+                trials.add(
+                    self.study.folder,
+                    trial=point.number,
+                    values=point.values,
+                    status=outcome.status,
+                    metrics=outcome.means(),
+                    seeds=dict(outcome.values),
+                    runs=list(outcome.runs),
+                    reason=outcome.reason,
+                    seconds=round(seconds, 3),
+                )
+        with self.lock:
+            self.told(point, outcome, seconds)
 
 
 def shares(at_once: int) -> list[list[int] | None]:
@@ -116,29 +144,3 @@ def shares(at_once: int) -> list[list[int] | None]:
         return [None]
     each = max(1, len(cores) // at_once)
     return [[cores[(n * each + i) % len(cores)] for i in range(each)] for n in range(at_once)]
-
-
-def _note(path: Path, point: Point, outcome: Outcome, seconds: float) -> None:
-    row = {
-        "trial": point.number,
-        "values": point.values,
-        "status": outcome.status,
-        "metrics": outcome.means(),
-        "seeds": dict(outcome.values),
-        "runs": list(outcome.runs),
-        "reason": outcome.reason,
-        "seconds": round(seconds, 3),
-    }
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
-
-
-def read(folder: Path) -> list[dict[str, Any]]:
-    """Return the points of a sweep that ended, as they ended; a line cut short by a crash is left out."""
-    rows = []
-    for line in (folder / TRIALS).read_text(encoding="utf-8").splitlines() if (folder / TRIALS).is_file() else ():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ SECONDS_TO_END, LONGEST_WAIT = 60.0, 60.0
 ID = "mlflow_run.txt"
 BATCH, LETTERS = 900, 6000
 """What MLflow takes at once: 1,000 metrics, and letters of one parameter."""
+REFUSED = re.compile(r"[^\w\-./ ]")
+"""Letters MLflow takes in no name: a checkpoint's rules have `*` and `{q,k,v}`."""
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 """Trying again is done here, where training does not wait for it."""
 STATUS = {"finished": "FINISHED", "preempted": "KILLED", "failed": "FAILED"}
@@ -129,11 +132,11 @@ class MLflow:
         place = there.experiment_id if there else client.create_experiment(name)
         tags = {"mlflow.runName": known["id"], "folder": str(self.folder.resolve())}
         run = client.create_run(place, tags=tags).info.run_id
-        parameters = list({k: str(v)[:LETTERS] for k, v in leaves(self.config).items()}.items())
+        parameters = list({REFUSED.sub("_", k): str(v)[:LETTERS] for k, v in leaves(self.config).items()}.items())
         from mlflow.entities import Param
 
         for start in range(0, len(parameters), 100):
-            part = [Param(k.replace("*", "_"), v) for k, v in parameters[start : start + 100]]
+            part = [Param(key, value) for key, value in parameters[start : start + 100]]
             client.log_batch(run, params=part)
         write_whole(kept, run)
         return run

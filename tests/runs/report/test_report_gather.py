@@ -9,7 +9,8 @@ import pytest
 from made_runs import made, predictions, sweep
 
 from mlplatform.errors import RunError
-from mlplatform.runs.report.gather import DRAWN, gather, recipe_header
+from mlplatform.runs.report.gather import DRAWN, LISTED, gather, recipe_header
+from mlplatform.runs.report.page import render
 
 
 def test_seeds_are_grouped_and_what_differs_is_told(tmp_path: Path) -> None:
@@ -60,6 +61,42 @@ def test_of_many_runs_the_best_are_drawn_and_all_are_counted(tmp_path: Path) -> 
     worst_drawn = max(run.metrics["validation/loss"] for run in told.drawn)
     left_out = [run for run in told.runs if run not in told.drawn]
     assert all(run.metrics["validation/loss"] >= worst_drawn for run in left_out)
+
+
+def test_a_sweep_tells_of_the_trials_that_failed_and_of_those_given_up(tmp_path: Path) -> None:
+    folders = sweep(tmp_path)
+    home, script = folders[0].parent, "<script>document.title='stolen'</script>"
+    about = {"overrides": [], "trials": 12, "metrics": {"train/loss": "maximize"}}
+    (home / "sweep.json").write_text(json.dumps(about))
+
+    def row(number: int, status: str, reason: str | None) -> str:
+        runs = [str(folders[number % 9])] if status != "failed" else []
+        told = {"trial": number, "values": {"optimizer.lr": "1e-3"}, "status": status, "runs": runs, "reason": reason}
+        return json.dumps({**told, "metrics": {}, "seeds": {}, "seconds": 1.0}) + "\n"
+
+    lines = [*(row(n, "finished", None) for n in range(8)), row(8, "pruned", None), row(9, "failed", script)]
+    (home / "trials.jsonl").write_text("".join(lines) + "{cut sh")
+    told = gather(tmp_path, folders)
+    assert told.trials is not None
+    assert (told.trials["total"], told.trials["counts"]) == (12, {"finished": 8, "pruned": 1, "failed": 1})
+    assert (told.monitor, told.higher) == ("train/loss", True)  # as the sweep judges
+    page = render(told)
+    assert "&lt;script&gt;document.title=&#39;stolen&#39;&lt;/script&gt;" in page
+    assert script not in page
+    assert folders[8].name in page
+    assert gather(tmp_path, [*folders, made(tmp_path, "a", experiment="other")]).trials is None
+
+
+def test_of_thousands_of_settings_the_best_are_listed_and_all_are_counted(tmp_path: Path) -> None:
+    folders = [made(tmp_path, f"2026-11-23_{n:06d}", lr=0.0001 * (n + 1), steps=6) for n in range(LISTED + 30)]
+    told = gather(tmp_path, folders)
+    assert (told.settings, len(told.results), len(told.runs), told.total) == (LISTED + 30, LISTED, LISTED, LISTED + 30)
+    losses = [row["means"]["validation/loss"].value for row in told.results]
+    assert losses == sorted(losses)
+    assert told.counts == {"finished": LISTED + 30}
+    page = render(told)
+    assert f"The best {LISTED} of {LISTED + 30} settings" in page
+    assert len(page.encode()) < 500_000
 
 
 def test_runs_without_metrics_and_broken_ones(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from mlplatform.registry import Spec
 from mlplatform.runs.sweeps.space import Space
 from mlplatform.runs.sweeps.study import Outcome, Point, Study
 from mlplatform.runs.sweeps.sweep import Sweep
+from mlplatform.runs.sweeps.trial import Begun
 
 LOSS = "validation/loss"
 
@@ -26,7 +27,7 @@ def study(folder: Path, space: Space, seed: int = 0, **fields: Any) -> Study:
     return Study(folder, "sweep", made, space, seed)
 
 
-def bowl(point: Point) -> Outcome:
+def bowl(point: Point, begun: Begun = print) -> Outcome:
     """Return (x - 3)^2, and fail, crash or die where x says so."""
     x = point.values["x"]
     if x == "fails":
@@ -36,7 +37,7 @@ def bowl(point: Point) -> Outcome:
     return Outcome("finished", {LOSS: [(float(x) - 3) ** 2]}, (f"run-{x}",))
 
 
-def slow(point: Point) -> Outcome:
+def slow(point: Point, begun: Begun = print) -> Outcome:
     """Take a second."""
     time.sleep(1)
     return bowl(point)

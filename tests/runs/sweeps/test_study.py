@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 from pathlib import Path
 
 import jobs
@@ -12,8 +14,10 @@ from jobs import LOSS, study
 from mlplatform.errors import RunError, SpecError
 from mlplatform.runs.sweeps import summary
 from mlplatform.runs.sweeps.space import Interval, Values
-from mlplatform.runs.sweeps.study import Outcome, working
-from mlplatform.runs.sweeps.sweeping import read, work
+from mlplatform.runs.sweeps.study import MOST_DEATHS, Outcome
+from mlplatform.runs.sweeps.sweeping import work
+from mlplatform.runs.sweeps.trials import read
+from mlplatform.runs.sweeps.workers import workers, working
 
 X = {"x": Values(("1", "2", "3", "4"))}
 
@@ -45,7 +49,7 @@ def test_a_point_whose_process_died_is_tried_again_and_counted_once(tmp_path: Pa
     assert stopped is not None
     first.tell(stopped, Outcome("stopped"))
     again = study(tmp_path, X)
-    assert again.recover() == 1
+    assert again.recover() == (1, [])
     left = []
     while (point := again.take()) is not None:
         left.append(point.values["x"])
@@ -56,30 +60,69 @@ def test_a_point_whose_process_died_is_tried_again_and_counted_once(tmp_path: Pa
 
 def test_the_point_of_a_worker_that_lives_is_left_to_it(tmp_path: Path) -> None:
     first = study(tmp_path, X)
-    first.worker = "worker-7"
+    first.worker = 7
     first.take()
-    (tmp_path / "alive").write_text("")
     context = multiprocessing.get_context("forkserver")
-    holder = context.Process(target=hold, args=(tmp_path, "worker-7"))
+    holder = context.Process(target=hold, args=(tmp_path, 7))
     holder.start()
     try:
         while not (tmp_path / "held").exists():
+            holder.join(0.05)
             assert holder.is_alive()
-        assert study(tmp_path, X).recover() == 0
-        with pytest.raises(RunError, match="this sweep is running"), working(tmp_path, "worker-7"):
+        assert study(tmp_path, X).recover() == (0, [])
+        with pytest.raises(RunError, match="this sweep is running"), working(tmp_path, 7):
             pass
+        assert [(one.number, one.pid, one.alive) for one in workers(tmp_path)] == [(7, holder.pid, True)]
     finally:
         holder.kill()
         holder.join()
-    assert study(tmp_path, X).recover() == 1
+    assert study(tmp_path, X).recover() == (1, [])
+    assert not workers(tmp_path)[0].alive
 
 
-def hold(folder: Path, worker: str) -> None:
+def hold(folder: Path, worker: int) -> None:
     with working(folder, worker):
         (folder / "held").write_text("")
         import time
 
         time.sleep(60)
+
+
+def test_a_point_that_takes_its_workers_with_it_fails_in_the_end(tmp_path: Path) -> None:
+    for death in range(1, MOST_DEATHS):
+        dying = study(tmp_path, {"x": Values(("1",))})
+        point = dying.take()
+        assert point is not None
+        assert point.runs == ("run-0",) * (death > 1)
+        dying.begun(point, ["run-0"])
+        assert study(tmp_path, {"x": Values(("1",))}).recover() == (1, [])
+    dying.take()
+    back, [(point, outcome)] = study(tmp_path, {"x": Values(("1",))}).recover()
+    assert (back, outcome.status, outcome.runs) == (0, "failed", ("run-0",))
+    assert str(outcome.reason).startswith("3 workers died that tried it")
+    after = study(tmp_path, {"x": Values(("1",))})
+    assert after.take() is None
+    assert after.ended()
+
+
+def test_a_search_that_goes_on_does_not_draw_its_first_points_again(tmp_path: Path) -> None:
+    drawn = []
+    for _ in range(3):
+        one = study(tmp_path, {"x": Interval(0.0, 1.0)}, search={"kind": "random"}, trials=3)
+        point = one.take()
+        assert point is not None
+        one.tell(point, finish(point))
+        drawn.append(point.values["x"])
+    assert len(set(drawn)) == 3
+
+
+def test_what_is_hopeless_for_one_worker_is_for_all(tmp_path: Path) -> None:
+    first, other = study(tmp_path, X), study(tmp_path, X)
+    point = first.take()
+    assert point is not None
+    first.tell(point, Outcome("failed", reason="sweep.metrics: nothing like that", hopeless=True))
+    with pytest.raises(RunError, match=r"sweep\.metrics: nothing like that"):
+        other.take()
 
 
 def test_a_study_of_another_space_or_metric_is_refused(tmp_path: Path) -> None:
@@ -147,6 +190,7 @@ def test_a_killed_sweep_goes_on_to_the_same_total(tmp_path: Path) -> None:
     process = context.Process(target=sweep_slowly, args=(tmp_path,))
     process.start()
     while not read(tmp_path):
+        process.join(0.05)
         assert process.is_alive()
     process.kill()
     process.join()
@@ -155,6 +199,37 @@ def test_a_killed_sweep_goes_on_to_the_same_total(tmp_path: Path) -> None:
     rows = read(tmp_path)
     assert 0 < before < 4
     assert sorted(row["values"]["x"] for row in rows) == ["1", "2", "3", "4"]
+
+
+def test_a_signal_to_every_process_gives_the_points_back(tmp_path: Path) -> None:
+    """As a scheduler sends it: the server of the trials' processes is not to die of it, nor a trial before its time."""
+    process = multiprocessing.get_context("spawn").Process(target=leading, args=(tmp_path,))
+    process.start()
+    while not read(tmp_path):
+        process.join(0.05)
+        assert process.is_alive()
+    os.killpg(process.pid or 0, signal.SIGTERM)
+    process.join()
+    assert process.exitcode == STOPPED_WELL
+    rows = read(tmp_path)
+    again = study(tmp_path, X)
+    assert again.recover() == (0, [])  # nothing is held by nobody: all was given back
+    left = []
+    while (point := again.take()) is not None:
+        left.append(point.values["x"])
+    assert sorted([*left, *(row["values"]["x"] for row in rows)]) == ["1", "2", "3", "4"]
+    assert all(row["status"] == "finished" for row in rows)
+
+
+STOPPED_WELL = 7
+
+
+def leading(folder: Path) -> None:
+    os.setsid()
+    try:
+        sweep_slowly(folder)
+    except KeyboardInterrupt:
+        os._exit(STOPPED_WELL)
 
 
 def sweep_slowly(folder: Path) -> None:

@@ -16,8 +16,9 @@ from mlplatform.errors import RunError
 from mlplatform.runs import metrics, record
 from mlplatform.runs.sweeps.space import Values
 from mlplatform.runs.sweeps.study import Study
-from mlplatform.runs.sweeps.sweeping import read, work
+from mlplatform.runs.sweeps.sweeping import work
 from mlplatform.runs.sweeps.trial import Training
+from mlplatform.runs.sweeps.trials import read
 
 
 def training(
@@ -93,7 +94,6 @@ def test_from_the_command_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]
         (["seed=1,2", "sweep=grid", "sweep.seeds=2"], "the seed varies already"),
         (["sweep=tpe", "sweep.space={optimizer.lr: '1'}"], "optimizer.lr=1 is one value"),
         (["model=llama_tiny,lama"], "no model 'lama'"),
-        (["seed=1,2", "launcher=slurm"], "trials run on this machine"),
         (["--continue", "nowhere"], "no sweep there"),
     ],
 )
