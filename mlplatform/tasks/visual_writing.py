@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ from mlplatform.tasks.text_scores import references
 from mlplatform.tasks.ways import MODELS, TASKS, Way, fitting, way_of
 from mlplatform.tasks.written import Written
 
+log = logging.getLogger(__name__)
 MEASURE = 64
 """The side of the image in pixels by which it is seen what a processor makes of one."""
 
@@ -205,12 +207,12 @@ class PromptedAnswers:
         self.way, self.tokenizer, self.look, self.prompt = way, tokenizer, look, prompt
         self.field, self.length, self.answer_length = field, length, answer_length
         self.begin = tokenizer.frame[0] if begin is None else begin
-        self.labels_apart = way == "asked"
+        self.labels_apart, self.told = way == "asked", False
 
     def row(self, record: Record, random: np.random.Generator | None) -> Arrays:
         right = references(record[self.field])
         answer = right[0] if random is None else right[int(random.integers(len(right)))]
-        said = [*self.tokenizer.plain([answer])[0][: self.answer_length - 1], self.tokenizer.frame[1]]
+        said = self._said(answer, record.place)
         pixels = self.look.pixels(record["image"], record.place)
         prompt = self._prompt(record)
         if self.way == "asked":
@@ -220,6 +222,15 @@ class PromptedAnswers:
             said = said if len(said) <= room else [*said[: room - 1], said[-1]]
             ids, labels = [*prompt, *said], [IGNORED] * len(prompt) + said
         return {"input_ids": np.asarray(ids), "labels": np.asarray(labels), "pixel_values": pixels}
+
+    def _said(self, answer: str, place: str) -> list[int]:
+        """Return an answer's tokens with its end. Of the first that is cut a warning tells."""
+        ids, most = self.tokenizer.plain([answer])[0], self.answer_length - 1
+        if len(ids) > most and not self.told:
+            self.told = True
+            told = f"its answer has {len(ids) + 1} tokens with its end, of which {self.answer_length} are learned"
+            log.warning("%s: %s; set task.answer_length=%d or more", place, told, len(ids) + 1)
+        return [*ids[:most], self.tokenizer.frame[1]]
 
     def _prompt(self, record: Record) -> list[int]:
         """Return the tokens before the answer; those of a question that is asked are cut, others can't be."""

@@ -147,6 +147,19 @@ def test_of_several_captions_an_epoch_draws_one() -> None:
     assert words("blip_tiny").decode(examples.row(record, None)["input_ids"]) == CAPTIONS[0]
 
 
+def test_the_first_answer_that_is_cut_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    task = VisualQuestionAnswering(small("llava_tiny"), answer_length=3)
+    examples = task.examples(Tools(words("llava_tiny"), processor(), 64))
+    record = Record({"image": SHOWN[0], "question": "what?", "answer": ["a blue wall"]}, {}, "rows.jsonl: line 7")
+    with caplog.at_level("WARNING", "mlplatform"):
+        rows = [examples.row(record, None) for _ in range(2)]
+    whole = words("llava_tiny").plain(["a blue wall"])[0]
+    assert [token for token in rows[0]["labels"] if token != -100] == [*whole[:2], words("llava_tiny").frame[1]]
+    (told,) = caplog.messages
+    assert told.startswith(f"rows.jsonl: line 7: its answer has {len(whole) + 1} tokens with its end, of which 3 are")
+    assert told.endswith(f"set task.answer_length={len(whole) + 1} or more")
+
+
 def test_rows_are_cut_with_their_end_and_a_prompt_is_not() -> None:
     long = {"image": SHOWN[0], "text": ["a red wall " * 20]}
     for name, prompt, begun in (("blip_tiny", "a picture of", 4), ("llava_tiny", "", 5)):
