@@ -373,30 +373,38 @@ def test_clips_have_the_words_that_are_known(tmp_path: Path, target: Path) -> No
     assert [sound.WORDS[n] for n in (0, 13, 20, 40, 90)] == ["zero", "thirteen", "twenty", "forty", "ninety"]
 
 
-def test_announcements_are_held_out_in_all_languages_alike(tmp_path: Path, target: Path) -> None:
-    tone = np.sin(np.arange(20000) / 3).astype(np.float32) / 3
-    silence = np.zeros(1600, np.float32)
-    clips = {f"say/{number}": tone for number in range(20)} | {"short": tone[:800], "beep": tone, "nothing": tone[:0]}
-    for folder in recorded.FOLDERS.values():
-        for name, samples in clips.items():
-            file = tmp_path / f"package/usr/share/asterisk/sounds/{folder}/{name}.gsm"
+def test_recorded_digits_are_joined_and_other_strings_held_out(
+    tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = {"fr_short": 0.2, "it_long": 0.4}
+    for voice, length in seconds.items():
+        for digit in range(10):
+            tone = np.sin(np.arange(length * 8000) * (digit + 2) / 8).astype(np.float32) / 3
+            file = tmp_path / f"asterisk-{voice}/usr/share/asterisk/sounds/{voice}/digits/{digit}.gsm"
             file.parent.mkdir(parents=True, exist_ok=True)
-            data = np.concatenate([silence, samples, silence]) if len(samples) else samples
-            soundfile.write(file, data, 8000, format="RAW", subtype="GSM610")
-    recorded.spoken_languages(tmp_path, target)
-    parts = [
-        [json.loads(line) for line in (target / f"{split}.jsonl").read_text().splitlines()]
-        for split in ("train", "validation")
-    ]
-    said = [{row["said"] for row in part} for part in parts]
-    assert said[0] | said[1] == {f"say/{number}.gsm" for number in range(20)}
-    assert not said[0] & said[1]
-    for part, names in zip(parts, said, strict=True):
-        assert len(part) == 5 * len(names)
-        assert {row["label"] for row in part} == set(recorded.FOLDERS)
-    samples, rate = soundfile.read(target / parts[0][0]["audio"])
-    assert (len(samples), rate) == (16000, 8000)  # two seconds, from where it begins
-    assert np.abs(samples[:400]).max() > 0.3
+            soundfile.write(file, np.pad(tone, 1600), 8000, format="RAW", subtype="GSM610")
+    monkeypatch.setattr(recorded, "ROWS", 60)
+    recorded.recorded_digits(tmp_path, target)
+    train, held = (read(target / f"{split}.jsonl") for split in ("train", "validation"))
+    assert len(train) + len(held) == 60
+    assert not {row["digits"] for row in train} & {row["digits"] for row in held}
+    for row in train + held:
+        said = [int(digit) for digit in row["digits"]]
+        words = row["text"].split()
+        known = {"fr": {8: "huit", 4: "quatre"}, "it": {8: "otto", 4: "quattro"}}[row["voice"][:2]]
+        assert all(known.get(digit, word) == word for digit, word in zip(said, words, strict=True))
+        samples, rate = soundfile.read(target / row["audio"])
+        bare = len(said) * seconds[row["voice"]]
+        assert rate == 8000
+        assert 2 <= len(said) <= 5
+        assert bare / 1.1 - 0.1 <= len(samples) / rate <= bare / 0.9 + 0.3 * (len(said) + 1) + 0.1 * len(said)
+        power = np.abs(np.fft.rfft(samples, 2 * len(samples))) ** 2
+        turns = np.linspace(0, np.pi, len(power))  # what a tone turns by in a sample, as (digit + 2) / 8 above
+        heard = {
+            digit: power[np.abs(turns - (digit + 2) / 8) < 0.11 * (digit + 2) / 8].max() / np.median(power)
+            for digit in set(said)
+        }
+        assert min(heard.values()) > 30, row
 
 
 def test_words_are_told_by_the_names_of_clips(tmp_path: Path, target: Path) -> None:

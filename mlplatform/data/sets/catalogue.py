@@ -152,12 +152,16 @@ SETS = {
             sound.asterisk_words,
         ),
         DataSet(
-            "spoken_languages",
-            "two seconds of recorded announcements in five languages, 8 kHz; others held out: audio, label",
-            tuple(Debian(f"asterisk-core-sounds-{language}-gsm") for language in ("en", "es", "fr", "it", "ru")),
+            "recorded_digits",
+            "recorded digits of six voices, two to five joined, 8 kHz; other strings of the same recordings held out: "
+            "audio, text",
+            (
+                *(Debian(f"asterisk-core-sounds-{language}-gsm") for language in ("en", "es", "fr", "it", "ru")),
+                Debian("asterisk-prompt-it-menardi-gsm"),
+            ),
             "CC BY-SA 3.0",
             "derived",
-            recorded.spoken_languages,
+            recorded.recorded_digits,
         ),
         DataSet(
             "spoken_digits",

@@ -1,4 +1,4 @@
-"""Recorded announcements of a telephone exchange in five languages, and which language it is."""
+"""Recorded digits of telephone exchanges, joined to strings: few recordings, and many ways they follow each other."""
 
 from __future__ import annotations
 
@@ -6,46 +6,68 @@ from pathlib import Path
 
 import numpy as np
 
-from mlplatform.data.sets.rows import split, write
+from mlplatform.data.sets.rows import write_split
 
-FOLDERS = {
-    "english": "en_US_f_Allison",
-    "french": "fr_CA_f_June",
-    "italian": "it_IT_m_Carlo",
-    "russian": "ru_RU_f_IvrvoiceRU",
-    "spanish": "es_MX_f_Allison",
+DIGITS = {
+    "en": ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"],
+    "es": ["cero", "uno", "dos", "tres", "cuatro", "cinco", "seis", "siete", "ocho", "nueve"],
+    "fr": ["zero", "un", "deux", "trois", "quatre", "cinq", "six", "sept", "huit", "neuf"],
+    "it": ["zero", "uno", "due", "tre", "quattro", "cinque", "sei", "sette", "otto", "nove"],
+    "ru": ["nol", "odin", "dva", "tri", "chetyre", "pyat", "shest", "sem", "vosem", "devyat"],
 }
-"""Where each language lies; one woman speaks both English and Spanish, so that a voice does not tell these two."""
-RATE, LONGEST, LEAST = 8000, 2.0, 0.3
-"""Samples a second; seconds that are kept of a recording, and those it has at least."""
+"""In letters from a to z, for all alike; a voice's folder begins with its language."""
+RATE, ROWS = 8000, 2600
+COUNT, GAP, LEVEL = (2, 5), (0.0, 0.3), (0.2, 0.6)
+"""What is drawn: the digits of a string, the seconds before and after each, how loud its loudest sample is."""
+PACE, DECIBELS = 0.1, (10.0, 30.0)
 QUIET = 0.02
 """Of the loudest sample: what is below it at the ends of a recording is left away."""
-NO_SPEECH = ("silence/", "beep", "ascending", "descending", "tt-monkeys.")
 
 
-def spoken_languages(source: Path, target: Path) -> None:
-    """The first two seconds of each announcement; what is announced decides the split, for all languages alike."""
-    import soundfile
+def recorded_digits(source: Path, target: Path) -> None:
+    """Two to five digits of one voice in a row, in words; which digits decides the split, for all voices alike.
 
+    A voice has one recording of each digit, so that both splits are made of the same ones; each digit of a string
+    has its own pace, loudness and gap, each string its noise.
+    """
     from mlplatform.data.sound import save
+    from mlplatform.data.sound_augment import Noise, Pace
 
+    known = voices(source)
+    draw, pace, noise = np.random.default_rng(0), Pace(most=PACE), Noise(decibels=DECIBELS)
     (target / "clips").mkdir()
     rows = []
-    for language, name in FOLDERS.items():
-        [folder] = source.rglob(name)
-        for file in sorted(folder.rglob("*.gsm")):
-            said = file.relative_to(folder).as_posix()
-            if said.startswith(NO_SPEECH):
-                continue
-            samples, _ = soundfile.read(
-                file, dtype="float32", format="RAW", subtype="GSM610", samplerate=RATE, channels=1
-            )
-            loud = np.flatnonzero(np.abs(samples) > QUIET * np.abs(samples).max(initial=0.0))
-            part = samples[loud[0] : loud[-1] + 1][: int(LONGEST * RATE)] if len(loud) else samples[:0]
-            if len(part) >= LEAST * RATE:
-                place = f"clips/{language}-{said.removesuffix('.gsm').replace('/', '-')}.wav"
-                save(target / place, part * (0.5 / np.abs(part).max()), RATE)
-                rows.append({"audio": place, "label": language, "said": said})
-    train, held = split(rows, "said")
-    write(target / "train.jsonl", train)
-    write(target / "validation.jsonl", held)
+    for number in range(ROWS):
+        voice = str(draw.choice(sorted(known)))
+        said = draw.integers(10, size=draw.integers(*COUNT, endpoint=True)).tolist()
+        parts = [_gap(draw)]
+        for digit in said:
+            parts += [pace(known[voice][digit], draw) * draw.uniform(*LEVEL), _gap(draw)]
+        text = " ".join(DIGITS[voice[:2]][digit] for digit in said)
+        name = f"clips/{number:04d}.wav"
+        save(target / name, noise(np.concatenate(parts).astype(np.float32), draw), RATE)
+        rows.append({"audio": name, "text": text, "digits": "".join(map(str, said)), "voice": voice})
+    write_split(target, rows, "digits")
+
+
+def _gap(draw: np.random.Generator) -> np.ndarray:
+    return np.zeros(int(draw.uniform(*GAP) * RATE), np.float32)
+
+
+def voices(source: Path) -> dict[str, list[np.ndarray]]:
+    """Return each voice's ten recordings, by its folder's name, of the packages unpacked in `source`."""
+    return {file.parents[1].name: _digits(file.parent) for file in sorted(source.rglob("digits/0.gsm"))}
+
+
+def _digits(folder: Path) -> list[np.ndarray]:
+    """Return a voice's ten recordings, from 1 to -1, without silence at their ends."""
+    import soundfile
+
+    found = []
+    for digit in range(10):
+        samples, _ = soundfile.read(
+            folder / f"{digit}.gsm", dtype="float32", format="RAW", subtype="GSM610", samplerate=RATE, channels=1
+        )
+        loud = np.flatnonzero(np.abs(samples) > QUIET * np.abs(samples).max())
+        found.append(samples[loud[0] : loud[-1] + 1] / np.abs(samples).max())
+    return found
