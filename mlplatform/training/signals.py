@@ -31,6 +31,8 @@ class StopSignals:
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():  # only there may handlers be set
             self._before = {s: signal.signal(s, self._catch) for s in (*STOPPING, signal.SIGINT)}
+            # what started this process may have kept them from itself, and a mask is inherited
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, self._before)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -5,6 +5,7 @@ Optuna is imported when a search begins, not when a config is checked.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from mlplatform.errors import SpecError
@@ -46,13 +47,19 @@ class Grid:
                 return {key: axis.distribution() for key, axis in space.items()}
 
             def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
-                given = (t for t in study.get_trials(deepcopy=False) if "fixed_params" in t.system_attrs)
-                return points[(trial.number - sum(t.number < trial.number for t in given)) % len(points)]
+                others = (t for t in study.get_trials(deepcopy=False) if t.number != trial.number)
+                had = {_key(t.params or t.system_attrs.get("fixed_params") or {}) for t in others}
+                return next(point for point in points if _key(point) not in had)
 
             def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
                 raise NotImplementedError  # every key is in the relative space
 
         return InTurn()
+
+
+def _key(point: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return a point as a member of a set."""
+    return tuple(sorted(point.items()))
 
 
 @block("search/random")

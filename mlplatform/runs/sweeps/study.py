@@ -212,6 +212,8 @@ class Study:
         notes = trial.user_attrs.get(NOTES, {})
         self._note(trial._trial_id, {**notes, "again": True})
         self.study.tell(trial.number, state=TrialState.FAIL)
+        if trial.params.keys() != self.distributions.keys():
+            return  # its worker died as it was drawn: there is no point yet to try again
         handed = {"runs": notes.get("runs", []), "deaths": deaths}
         self.study.enqueue_trial(trial.params, user_attrs={NOTES: handed})
 

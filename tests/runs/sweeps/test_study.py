@@ -201,6 +201,19 @@ def test_a_killed_sweep_goes_on_to_the_same_total(tmp_path: Path) -> None:
     assert sorted(row["values"]["x"] for row in rows) == ["1", "2", "3", "4"]
 
 
+def test_a_point_whose_worker_died_as_it_was_drawn_is_drawn_again(tmp_path: Path) -> None:
+    space = {"x": Values(("1", "2")), "y": Values(("a", "b"))}
+    first = study(tmp_path, space)
+    assert first.take() is not None
+    half = first.study.ask()  # as a kill leaves it: running, with one of its two values
+    half.suggest_categorical("x", ("1", "2"))
+    again = study(tmp_path, space)
+    assert again.recover()[0] == 2
+    drawn = [again.take() for _ in range(4)]
+    assert sorted(tuple(point.values.values()) for point in drawn if point) == [(x, y) for x in "12" for y in "ab"]
+    assert again.take() is None
+
+
 def test_a_signal_to_every_process_gives_the_points_back(tmp_path: Path) -> None:
     """As a scheduler sends it: the server of the trials' processes is not to die of it, nor a trial before its time."""
     process = multiprocessing.get_context("spawn").Process(target=leading, args=(tmp_path,))
