@@ -93,7 +93,8 @@ def report(_: Sequence[str], say: Callable[[str], None] = print) -> None:
             package.unpack(place)
         level = sum(LEVEL) / 2
         templates = {
-            voice: [powers((digit * level).astype(np.float32)) for digit in digits] for voice, digits in voices(Path(folder)).items()
+            voice: [powers((digit * level).astype(np.float32)) for digit in digits]
+            for voice, digits in voices(Path(folder)).items()
         }
     said = [heard(at_rate(file.parent / row["audio"], RATE), templates) for row in rows]
     wanted = [row["text"] for row in rows]
