@@ -125,9 +125,14 @@ def held(folder: Path) -> Iterator[None]:
 
 def is_held(folder: Path) -> bool:
     """Whether another process is running this folder. Never asked by the process that does: its lock would be lost."""
+    return is_locked(folder / LOCK)
+
+
+def is_locked(file: Path) -> bool:
+    """Whether another process holds a lock of the operating system on a file."""
     try:
-        with (folder / LOCK).open("r+") as file:
-            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        with file.open("r+") as opened:
+            fcntl.lockf(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:

@@ -139,7 +139,7 @@ def fit(
     feed = Feed(data.train_dataloader(), now, watchdog.each)
     keep = partial(prune, folder, settings.keep, settings.keep_best) if folder is not None else None
     io = FolderIO(extra, live=task.model.state_dict, kept=keep, background=True)
-    with StopSignals() as signals, watchdog, _quiet_lightning():
+    with StopSignals() as signals, watchdog, _quiet_lightning(), contextlib.closing(shown):
         session = Session(
             _course(settings, schedule, data),
             feed,
@@ -154,21 +154,22 @@ def fit(
             noted=noted if noted is not None and place.rank == 0 else lambda fault: None,
             now=now,
         )
-        task.make_optimizer = partial(_optimizer, optimizer)
-        task.clip_norm, task.on_bad_step = settings.clip_norm, session.faults.meet
-        task.share = arrangement.share(place)
-        prepare_layers(task.model, settings)
+        _prepare(task, settings, optimizer, arrangement.share(place), session)
         callbacks = [Randomness(seed), *([session.ema] if session.ema else []), session]
         engine = _trainer(settings, place, arrangement, task.share, callbacks, io)
         if folder is not None and keep is not None and place.rank == 0:
             clean(folder, resume_from)
             keep()
-        try:
-            with _saved_at_its_end(io, folder):
-                engine.fit(task, train_dataloaders=feed, ckpt_path=resume_from and str(resume_from), weights_only=False)
-        finally:
-            shown.close()
+        with _saved_at_its_end(io, folder):
+            engine.fit(task, train_dataloaders=feed, ckpt_path=resume_from and str(resume_from), weights_only=False)
     return _result(session)
+
+
+def _prepare(task: Any, settings: TrainerSettings, optimizer: Spec, share: Share, session: Session) -> None:
+    """Give a task what it trains by: its optimizer, its share of the work, and layers as the settings want them."""
+    task.make_optimizer = partial(_optimizer, optimizer)
+    task.clip_norm, task.on_bad_step, task.share = settings.clip_norm, session.faults.meet, share
+    prepare_layers(task.model, settings)
 
 
 def _result(session: Session) -> Result:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mlplatform.errors import RunError
+from mlplatform.runs.folder import is_locked
 
 PREFIX, SUFFIX = ".worker-", ".lock"
 
@@ -43,14 +44,7 @@ def working(folder: Path, number: int, job: str | None = None) -> Iterator[None]
 
 def is_working(folder: Path, number: int) -> bool:
     """Whether a worker of a sweep lives. Never asked by that worker of itself: its lock would be lost."""
-    try:
-        with _file(folder, number).open("r+") as file:
-            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
+    return is_locked(_file(folder, number))
 
 
 def workers(folder: Path) -> list[Worker]:
