@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 DEPTHS = (1, 5, 10)
 ROWS = 1024
@@ -30,8 +31,17 @@ class Recalls(Metric):
 
     def update(self, texts: Tensor, images: Tensor) -> None:
         """Add pairs of vectors of unit length (pairs, width)."""
-        self.texts.append(texts.detach())
-        self.images.append(images.detach())
+        self.texts.append(texts.detach().float())
+        self.images.append(images.detach().float())
+
+    def _sync_dist(self, dist_sync_fn: Any = gather_all_tensors, process_group: Any = None) -> None:
+        """Let a rank without a pair (its batches only evened out the ranks) bring none, of the width of the others'."""
+        width = torch.tensor(self.texts[0].shape[1] if self.texts else 0, device=self.device)
+        distributed.all_reduce(width, op=distributed.ReduceOp.MAX, group=process_group or self.process_group)
+        for vectors in (self.texts, self.images):
+            if not vectors:
+                vectors.append(torch.zeros(0, int(width), device=self.device))
+        super()._sync_dist(dist_sync_fn, process_group)
 
     def compute(self) -> dict[str, float]:
         """Return `image_to_text_r1` and so on."""

@@ -145,3 +145,22 @@ def count(shape: Any) -> int:
     for length in shape:
         number *= length
     return number
+
+
+def test_the_groups_of_a_run_wait_as_long_as_it_says(tmp_path: Path) -> None:
+    assert in_processes(_timed, [(tmp_path,)] * 2, machines(2), 200) == [0, 0]
+
+
+def _timed(folder: Path) -> None:
+    from torch.distributed import distributed_c10d
+
+    seen: set[float] = set()
+
+    def saved(trainer: L.Trainer, *_: Any, **__: Any) -> None:
+        groups = [*trainer.strategy.device_mesh.get_all_groups(), distributed_c10d._get_default_group()]
+        seen.update(g._get_backend(trainer.strategy.root_device).options._timeout.total_seconds() for g in groups)
+
+    L.Trainer.save_checkpoint = saved  # type: ignore[method-assign,assignment]
+    trainer = {"timeout": 77, "validate_every": None}
+    go(folder, Cell("llama", {"kind": "fsdp"}, trainer, steps=1), folder / f"rows{os.environ['RANK']}")
+    assert seen == {77.0}, seen

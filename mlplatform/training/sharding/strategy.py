@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.optim import Optimizer
 
 from mlplatform.training.sharding.holding import held
@@ -24,11 +25,13 @@ class MeshStrategy(ModelParallelStrategy):
 
     def __init__(self, share: MeshShare, backend: str, timeout: timedelta) -> None:
         super().__init__(share.count, share.sizes.parts, process_group_backend=backend, timeout=timeout)
-        self.share = share
+        self.share, self.timeout = share, timeout
 
     def setup_environment(self) -> None:
         self._setup_distributed()
-        self._device_mesh = self.share.join(self.root_device.type)
+        self._device_mesh = mesh = self.share.join(self.root_device.type)
+        for group in (*mesh.get_all_groups(), self.share.group):  # a mesh's own groups begin with torch's default
+            _set_pg_timeout(self.timeout, group)
 
     def model_to_device(self) -> None:
         if not self.share.offload:
