@@ -24,6 +24,7 @@ from mlplatform.processors.image import pixels_of
 from mlplatform.registry import Fraction, block
 from mlplatform.tasks.record_task import RecordTask, check_classes
 from mlplatform.tasks.scores import need_package
+from mlplatform.tasks.seen import Seen
 from mlplatform.tasks.task import Batch
 
 
@@ -98,32 +99,25 @@ class Detection(RecordTask):
         return told
 
 
-class Precision:
+class Precision(Seen):
     """COCO's mean average precision, by torchmetrics and pycocotools."""
 
     higher_is_better = True
     names = ("map", "map_50", "map_75", "mar_100")
 
-    def __init__(self) -> None:
-        from torchmetrics.detection import MeanAveragePrecision
-
-        self.metric = MeanAveragePrecision()
-        self.metric.warn_on_many_detections = False
-
-    def to(self, device: Any) -> Precision:
-        self.metric.to(device)
-        return self
-
-    def reset(self) -> None:
-        self.metric.reset()
-
     def update(self, found: list[dict[str, Tensor]], true: list[dict[str, Tensor]]) -> None:
         """Add images: what was found (boxes, scores, labels) and what is there (boxes, labels)."""
-        self.metric.update(found, true)
+        self.add([found, true])
 
     def compute(self) -> dict[str, float]:
         """Return the metrics by `names`; -1 becomes 0: there was nothing to find."""
-        told = self.metric.compute()
+        from torchmetrics.detection import MeanAveragePrecision
+
+        metric = MeanAveragePrecision(sync_on_compute=False)
+        metric.warn_on_many_detections = False
+        for found, true in self.of_all_ranks():
+            metric.update(found, true)
+        told = metric.compute()
         return {name: max(0.0, float(told[name])) for name in self.names}
 
 

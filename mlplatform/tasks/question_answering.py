@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from mlplatform.context import Output
 from mlplatform.data.collate import Row
@@ -22,6 +21,7 @@ from mlplatform.data.records import Reads, Record
 from mlplatform.errors import DataError, SpecError
 from mlplatform.registry import Natural, Positive, block
 from mlplatform.tasks.record_task import RecordTask, has_segments
+from mlplatform.tasks.seen import Seen
 from mlplatform.tasks.task import Batch
 
 
@@ -80,7 +80,7 @@ class QuestionAnswering(RecordTask):
 
     def begin_validation(self) -> None:
         super().begin_validation()
-        self.best.to(self.device)
+        self.best.process_group = self.share.group
         self.best.reset()
 
     def observe(self, batch: Batch, out: Output) -> None:
@@ -198,27 +198,18 @@ def best_spans(starts: Tensor, ends: Tensor, spans: Tensor, longest: int, count:
     return found
 
 
-class BestSpans(Metric):
+class BestSpans(Seen):
     """Gathers the candidates of all windows over batches and ranks."""
-
-    full_state_update = False
-    rows: list[Tensor]
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("rows", [], dist_reduce_fx="cat")
 
     def update(self, record: int, spans: list[Span]) -> None:
         """Add the candidates of a window of a record."""
-        told = [(record, *span) for span in spans]
-        self.rows.append(torch.tensor(told, dtype=torch.float64, device=self.device))
+        self.add((record, spans))
 
     def compute(self) -> dict[int, list[Span]]:
         """Return the candidates of each record."""
         found: dict[int, list[Span]] = defaultdict(list)
-        parts = [self.rows] if isinstance(self.rows, Tensor) else self.rows  # one tensor when ranks were gathered
-        for record, start, end, score in (row for part in parts for row in part.tolist()):
-            found[int(record)].append(Span(int(start), int(end), score))
+        for record, spans in self.of_all_ranks():
+            found[record] += spans
         return found
 
 

@@ -5,47 +5,29 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
-from torchmetrics.utilities.distributed import gather_all_tensors
+
+from mlplatform.tasks.seen import Seen
 
 DEPTHS = (1, 5, 10)
 ROWS = 1024
 """Vectors compared with all others at a time."""
 
 
-class Recalls(Metric):
+class Recalls(Seen):
     """The share of images whose own text is among the k nearest, and of texts whose image is; all pairs compete."""
 
     higher_is_better = True
-    full_state_update = False
     names = tuple(f"{way}_r{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10))
-    texts: list[Tensor]
-    images: list[Tensor]
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("texts", [], dist_reduce_fx="cat")
-        self.add_state("images", [], dist_reduce_fx="cat")
 
     def update(self, texts: Tensor, images: Tensor) -> None:
         """Add pairs of vectors of unit length (pairs, width)."""
-        self.texts.append(texts.detach().float())
-        self.images.append(images.detach().float())
-
-    def _sync_dist(self, dist_sync_fn: Any = gather_all_tensors, process_group: Any = None) -> None:
-        """Let a rank without a pair (its batches only evened out the ranks) bring none, of the width of the others'."""
-        width = torch.tensor(self.texts[0].shape[1] if self.texts else 0, device=self.device)
-        distributed.all_reduce(width, op=distributed.ReduceOp.MAX, group=process_group or self.process_group)
-        for vectors in (self.texts, self.images):
-            if not vectors:
-                vectors.append(torch.zeros(0, int(width), device=self.device))
-        super()._sync_dist(dist_sync_fn, process_group)
+        self.add([texts, images])
 
     def compute(self) -> dict[str, float]:
         """Return `image_to_text_r1` and so on."""
-        texts, images = dim_zero_cat(self.texts), dim_zero_cat(self.images)
+        texts, images = (torch.cat(vectors) for vectors in zip(*self.of_all_ranks(), strict=True))
         told: dict[str, float] = {}
         for name, own, others in (("image_to_text", images, texts), ("text_to_image", texts, images)):
             ranks = torch.cat([_ranks(own[i : i + ROWS], others, i) for i in range(0, len(own), ROWS)])

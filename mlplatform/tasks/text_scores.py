@@ -2,55 +2,40 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import torch
-from torchmetrics import Metric
-
 from mlplatform.tasks.scores import need_package
+from mlplatform.tasks.seen import Seen
 
 Score = Callable[[list[str], list[list[str]]], float]
 """From what was written, and for each text those that would have been right, to a number."""
 
 
-class TextScore(Metric):
-    """A score of all pairs of texts, over batches and ranks: it keeps their UTF-8 bytes and asks in the end.
+class TextScore(Seen):
+    """A score of all pairs of texts, over batches and ranks: it keeps them and asks in the end.
 
     Args:
         score: what gives a number for texts in their order.
     """
 
     higher_is_better = True
-    full_state_update = False
-    held: list[torch.Tensor]
-    sizes: list[torch.Tensor]
 
     def __init__(self, score: Score) -> None:
         super().__init__()
         self.score = score
-        self.add_state("held", [], dist_reduce_fx="cat")
-        self.add_state("sizes", [], dist_reduce_fx="cat")
 
     def update(self, said: Sequence[str], wanted: Sequence[str | Sequence[str]]) -> None:
-        """Add texts and what should have been written: a text, or several of which each is right.
-
-        It is also called for no texts, so that every rank has something to send.
-        """
-        rows = [[text, *references(right)] for text, right in zip(said, wanted, strict=True)]
-        data = [json.dumps(row).encode() for row in rows]
-        self.held.append(torch.tensor(list(b"".join(data)), dtype=torch.uint8, device=self.device))
-        self.sizes.append(torch.tensor([len(one) for one in data], dtype=torch.long, device=self.device))
+        """Add texts and what should have been written: a text, or several of which each is right."""
+        for text, right in zip(said, wanted, strict=True):
+            self.add((text, references(right)))
 
     def compute(self) -> float:
         """Return the score, NaN of no texts."""
-        parts: list[list[torch.Tensor]] = [p if isinstance(p, list) else [p] for p in (self.held, self.sizes)]
-        held, sizes = (torch.cat(part or [torch.empty(0)]) for part in parts)
-        if not len(sizes):
+        pairs = self.of_all_ranks()
+        if not pairs:
             return float("nan")
-        rows = [json.loads(bytes(part.tolist())) for part in held.cpu().split(sizes.tolist())]
-        return self.score([row[0] for row in rows], [row[1:] for row in rows])
+        return self.score([text for text, _ in pairs], [right for _, right in pairs])
 
 
 def references(right: str | Sequence[str]) -> list[str]:

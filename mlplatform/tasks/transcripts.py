@@ -7,13 +7,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from mlplatform.tasks.scores import need_package
 from mlplatform.tasks.text_scores import TextScore
 
 
-def of_transcripts() -> dict[str, Metric]:
+def of_transcripts() -> dict[str, ErrorRate]:
     """Return word and character error rates, over batches and ranks. Raises SpecError when jiwer is not installed."""
     need_package("jiwer", "word error rate", "task")
     return {"wer": ErrorRate(word_errors), "cer": ErrorRate(letter_errors)}

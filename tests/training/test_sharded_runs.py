@@ -162,5 +162,5 @@ def _timed(folder: Path) -> None:
 
     L.Trainer.save_checkpoint = saved  # type: ignore[method-assign,assignment]
     trainer = {"timeout": 77, "validate_every": None}
-    go(folder, Cell("llama", {"kind": "fsdp"}, trainer, steps=1), folder / f"rows{os.environ['RANK']}")
+    go(folder, Cell("llama", {"kind": "fsdp"}, trainer, steps=4), folder / f"rows{os.environ['RANK']}")
     assert seen == {77.0}, seen
