@@ -1,7 +1,7 @@
 """The process above a run's ranks: torchrun's agent, which ends all of them when one dies, and what it saw.
 
-The agent looks every 0.1 s. When a rank has died it sends the others SIGTERM, and SIGKILL 30 s later. It does not start
-them again: in torch 2.14 it hands gloo the addresses of the dead. Whoever started this does (launch.py).
+The agent looks every 0.1 s. When a rank has died it sends the others SIGTERM, and SIGKILL 30 s later. Whoever started
+this starts them again, where that may mend it (launch.py).
 """
 
 from __future__ import annotations

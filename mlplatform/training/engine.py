@@ -133,6 +133,7 @@ def fit(
     """
     settings: TrainerSettings = trainer.build()
     place = replace(Place.find(settings.accelerator, settings.devices), timeout=settings.timeout)
+    place.join()
     arrangement = strategy.build()
     shown: Display = (show or display()) if place.rank == 0 else Quiet()
     watchdog = _watchdog(data)
@@ -160,7 +161,7 @@ def fit(
         if folder is not None and keep is not None and place.rank == 0:
             clean(folder, resume_from)
             keep()
-        with _saved_at_its_end(io, folder):
+        with _saved_at_its_end(io, folder), _stall_said(place):
             engine.fit(task, train_dataloaders=feed, ckpt_path=resume_from and str(resume_from), weights_only=False)
     return _result(session)
 
@@ -281,6 +282,18 @@ def _saved_at_its_end(io: FolderIO, folder: Path | None) -> Iterator[None]:
         if isinstance(error, RunError):
             raise _with_last_checkpoint(error, folder) from None
         raise error
+
+
+@contextlib.contextmanager
+def _stall_said(place: Place) -> Iterator[None]:
+    """Say of a collective that got no answer what that means; only the text tells it from other errors of torch."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "timed out" not in str(error).lower() or place.world == 1:
+            raise
+        told = f"rank {place.rank} waited {place.timeout} s for the other ranks (trainer.timeout)"
+        raise TimeoutError(f"{told}; one of them stalls, or needs more time for a step") from error
 
 
 def _with_last_checkpoint(error: RunError, folder: Path | None) -> RunError:

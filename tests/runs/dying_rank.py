@@ -19,6 +19,7 @@ class Dying(Watch):
     def __init__(self, folder: Path, rank: str, step: str, way: str, once: bool) -> None:
         self.mine, self.step, self.way = os.environ["RANK"] == rank, int(step), way
         self.marker = folder / "died" if once else None
+        self.saved = folder / f"checkpoints/step={self.step - self.step % 2:08d}"
 
     def batches(self, data: Any) -> Any:
         loader = data.train_dataloader()
@@ -40,6 +41,8 @@ class Dying(Watch):
             if self.marker.exists():
                 return
             self.marker.write_text("")
+        while not self.saved.exists():  # it is written beside training, so a kill may come before it is whole
+            time.sleep(0.01)
         if self.way == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         if self.way == "exit":
@@ -47,6 +50,7 @@ class Dying(Watch):
         if self.way == "raise":
             raise ValueError("the disk of rank 1 hums")
         if self.way == "hang":
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # else the agent kills it, after half a minute
             time.sleep(1e6)
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,6 +35,14 @@ def started(folder: Path, monkeypatch: pytest.MonkeyPatch, *dying: str) -> recor
     return launch.start(folder)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run of two ranks that nobody disturbed."""
+    folder = prepared(tmp_path_factory.mktemp("whole"), *TWO)
+    assert launch.start(folder) == "finished"
+    return folder
+
+
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     ("way", "told"),
@@ -59,11 +70,35 @@ def test_a_rank_that_dies_ends_all_and_is_named(
 
 
 @pytest.mark.distributed
+def test_a_rank_that_stalls_is_not_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = prepared(tmp_path, *TWO, "trainer.max='4000 steps'", "trainer.timeout=5")
+    told = r"TimeoutError: rank 0 waited 5 s for the other ranks \(trainer\.timeout\); one of them stalls"
+    with pytest.raises(RunError, match=told):
+        started(folder, monkeypatch, "1", "5", "hang")
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert time.time() - rows[-1]["time"] < 30
+    assert newest_whole(folder / "checkpoints")[0] == folder / "checkpoints/step=00000004"
+    assert record.read(folder)["again"]
+
+
+@pytest.mark.distributed
+def test_torchruns_own_agent_starts_ranks_again(tmp_path: Path, whole: Path) -> None:
+    folder = prepared(tmp_path, *TWO)
+    command = ["torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1"]
+    command += ["-m", "dying_rank", str(folder), "1", "5", "killed", "once"]
+    places = f"{Path(__file__).parent}:{Path(launch.__file__).parents[2]}"
+    environment = {**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1"}
+    found = subprocess.run([sys.executable, "-m", *command], env=environment, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert curves(folder) == curves(whole)
+    assert last(folder) == last(whole)
+    assert [session["from_step"] for session in record.read(folder)["sessions"]] == [0, 4]
+
+
+@pytest.mark.distributed
 def test_ranks_are_started_again_and_end_as_if_nothing_had_been(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = prepared(tmp_path, *TWO)
-    assert launch.start(whole) == "finished"
     folder = prepared(tmp_path, *TWO, "trainer.restarts=1")
     assert started(folder, monkeypatch, "1", "5", "killed", "once") == "finished"
     assert curves(folder) == curves(whole)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment, TorchElasticEnvironment
+from torch.distributed.rendezvous import rendezvous
 
 from mlplatform.errors import SpecError
 
@@ -64,3 +68,19 @@ class Place:
     def backend(self) -> str:
         """What the processes talk through."""
         return "nccl" if self.device == "cuda" else "gloo"
+
+    def join(self) -> None:
+        """Meet the other processes.
+
+        torchrun's agent keeps its store when it starts them again, and with it the addresses of the dead, so each start
+        has names of its own in it.
+        """
+        if self.world == 1 or dist.is_initialized():
+            return
+        limit = timedelta(seconds=self.timeout)
+        store, rank, world = next(iter(rendezvous("env://", timeout=limit)))
+        own = dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if self.device == "cuda" else None
+        dist.init_process_group(self.backend, store=own, rank=rank, world_size=world, timeout=limit, device_id=device)
+        if device is not None:
+            atexit.register(dist.destroy_process_group)
