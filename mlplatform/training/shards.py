@@ -10,13 +10,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Placement
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from mlplatform.errors import CheckpointError
@@ -43,6 +45,7 @@ def is_spread(tensor: Tensor | Piece) -> bool:
 def own_pieces(tensors: Mapping[str, Tensor | Piece], rank: int) -> dict[str, Piece]:
     """Return what this rank writes: every element is written by one rank, whole tensors by rank 0."""
     found = {}
+    writes, extent = cache(_writes), cache(compute_local_shape_and_global_offset)  # training waits: many lie alike
     for name, tensor in tensors.items():
         if isinstance(tensor, Piece):
             if tensor.values.numel():
@@ -50,25 +53,22 @@ def own_pieces(tensors: Mapping[str, Tensor | Piece], rank: int) -> dict[str, Pi
         elif not isinstance(tensor, DTensor):
             if rank == 0:
                 found[name] = Piece(tensor.detach(), (0,) * tensor.dim(), tuple(tensor.shape))
-        elif _writes(tensor):
-            shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+        elif writes(tensor.device_mesh, tensor.placements):
+            shape, offset = extent(tensor.shape, tensor.device_mesh, tensor.placements)
             if math.prod(shape):
                 found[name] = Piece(tensor.detach().to_local(), tuple(offset), tuple(tensor.shape))
     return found
 
 
-def _writes(tensor: DTensor) -> bool:
+def _writes(mesh: DeviceMesh, placements: tuple[Placement, ...]) -> bool:
     """Whether this rank is the first of those that hold the same piece; its mesh may be one of several rows."""
-    if any(placement.is_partial() for placement in tensor.placements):
+    if any(placement.is_partial() for placement in placements):
         raise CheckpointError("a tensor whose ranks hold parts of a sum can't be saved; reduce it first")
-    mesh = tensor.device_mesh
     coordinate = mesh.get_coordinate()
     return (
         coordinate is not None
         and 0 in mesh.mesh.flatten().tolist()
-        and all(
-            at == 0 for at, placement in zip(coordinate, tensor.placements, strict=True) if placement.is_replicate()
-        )
+        and all(at == 0 for at, placement in zip(coordinate, placements, strict=True) if placement.is_replicate())
     )
 
 
