@@ -58,6 +58,7 @@ def _beats(one: tuple[float, ...], two: tuple[float, ...]) -> bool:
 
 def ending(rows: Sequence[Mapping[str, Any]], directions: Mapping[str, str]) -> list[str]:
     """Return the lines a sweep ends with."""
+    rows = sorted(rows, key=lambda row: row["trial"])  # they stand in the order they ended
     counts = {name: sum(row["status"] == name for row in rows) for name in ("finished", "pruned", "failed")}
     lines = [", ".join(f"{count} {name}" for name, count in counts.items() if count) or "no trial ended"]
     for row in best(rows, directions):
