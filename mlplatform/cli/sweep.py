@@ -19,6 +19,7 @@ from mlplatform.cli.compose import Composed, compose
 from mlplatform.cli.library import Library
 from mlplatform.errors import RunError, SpecError, listing
 from mlplatform.registry import Spec
+from mlplatform.runs.launchers.devices import counted
 from mlplatform.runs.sweeps import folder as folders
 from mlplatform.runs.sweeps.space import Axis, Interval, Space, read, written
 
@@ -178,22 +179,23 @@ def _check(fixed: list[str], space: Space, dirs: Sequence[str]) -> Composed:
         section = Spec(result.config["sweep"], "sweep", "sweep").build()
         section.search.points(space, section.trials)
         if not (launcher := _launcher(result.config)).here:
-            _check_cluster(launcher, result.config, section.storage)
+            _check_cluster(launcher, result, section.storage)
         if "seed" in space and section.seeds > 1:
             raise SpecError(problems=[("sweep.seeds", "the seed varies already; leave one of them away")])
     return result
 
 
-def _check_cluster(launcher: Any, config: Mapping[str, Any], storage: str | None) -> None:
-    """Check that the cluster can have a sweep's workers. Raises as the launcher's `place` does."""
+def _check_cluster(launcher: Any, result: Composed, storage: str | None) -> None:
+    """Check that the cluster can have a sweep's workers, and count their devices. Raises as the launcher does."""
     if launcher.nodes > 1:
         told = f"{launcher.nodes}: a trial of a sweep runs on one node; for runs of several take train --multirun"
         raise SpecError(problems=[("launcher.nodes", told)])
     if storage is not None and storage.startswith("sqlite"):
         told = "SQLite can't be shared by machines; leave it away for a journal, or give another database's URL"
         raise SpecError(problems=[("sweep.storage", told)])
-    trainer = config["trainer"]
-    launcher.place(trainer.get("accelerator", "auto"), trainer.get("devices", 1))
+    trainer = counted(Spec(result.config["trainer"], "trainer", "trainer"), result.config["strategy"]["kind"], launcher)
+    result.config["trainer"] = trainer.data
+    launcher.place(trainer["accelerator"], trainer["devices"])
 
 
 def _make(plan: Plan) -> None:

@@ -26,6 +26,7 @@ from mlplatform.models.share import Share
 from mlplatform.models.start import Drawn
 from mlplatform.models.trained import adapter_alone
 from mlplatform.registry import Natural, Spec, Text, block
+from mlplatform.runs.launchers.devices import counted
 from mlplatform.runs.launchers.local import Local
 from mlplatform.runs.teacher import Teacher
 from mlplatform.runs.trackers import trackers
@@ -95,12 +96,13 @@ class Experiment:
         if experiment in (".", "..") or "/" in experiment:
             raise SpecError(f"experiment={experiment!r} is no folder name")
         self.model, self.data, self.tokenizer, self.batch, self.task = model, data, tokenizer, batch, task
-        self.optimizer, self.schedule, self.strategy, self.trainer = optimizer, schedule, strategy, trainer
+        self.optimizer, self.schedule, self.strategy = optimizer, schedule, strategy
         self.logger, self.experiment, self.outputs = logger, experiment, Path(outputs)
         self.seed, self.init_from, self.prompt, self.processor = seed, init_from, prompt, processor
         self.adapter, self.freeze, self.init_parts = adapter, freeze, init_parts
         self.teacher: Teacher | None = teacher.build() if teacher is not None else None
         self.launcher: Any = Local() if launcher is None else launcher.build()
+        self.trainer = counted(trainer, strategy.kind, self.launcher)
         self._tools = Tools()
         self._data: DataModule | None = None
         self._model: nn.Module | None = None

@@ -50,6 +50,7 @@ def prepare(
     """
     config = anchored(config)
     experiment: Experiment = Spec.of(config, "run").build()
+    config["trainer"] = experiment.trainer.data
     place = experiment.check(sizes)
     data = experiment.prepare(place)
     folder = create(experiment.outputs, experiment.experiment)
@@ -57,7 +58,7 @@ def prepare(
         scrub = write_config(folder, config, from_environment)
         typed = yaml.safe_dump(scrub.words(overrides), allow_unicode=True)
         write_whole(folder / "overrides.yaml", typed)
-        name, devices = experiment.experiment, config["trainer"].get("devices", 1)
+        name, devices = experiment.experiment, experiment.trainer["devices"]
         record.begin(folder, name, experiment.seed, scrub.words(argv), devices, data.record())
         if folders := [str(Path(given).expanduser().resolve()) for given in config_dirs]:
             record.update(folder, config_dirs=folders)

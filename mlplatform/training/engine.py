@@ -59,7 +59,7 @@ def preflight(
     trainer: Spec,
     strategy: Spec,
     schedule: Spec | None = None,
-    find: Callable[[Accelerator, int], Place] = Place.find,
+    find: Callable[[Accelerator, Any], Place] = Place.find,
 ) -> Place:
     """Check that a run can run as configured, before anything is built; return where the process stands.
 

@@ -20,7 +20,8 @@ class TrainerSettings:
         max: the length of the run.
         precision: fp32; bf16-mixed or fp16-mixed (weights in fp32, products in 16 bits); bf16-true (all in bf16); fp8
             (as bf16-mixed, the layers' products in 8 bits, by torchao).
-        devices: devices of this machine, one process each.
+        devices: devices of a machine, one process each; `auto` takes one for `single`, else every CUDA device (on a
+            cluster, all of launcher.gres), or without any two processes (there one for a node).
         accelerator: `auto` takes CUDA where there is some.
         clip_norm: largest norm of the gradient; null for no limit.
         log_every, validate_every, checkpoint_every: how often; null for only at the end.
@@ -41,7 +42,7 @@ class TrainerSettings:
         *,
         max: Interval,
         precision: Literal["fp32", "bf16-mixed", "bf16-true", "fp16-mixed", "fp8"] = "fp32",
-        devices: Positive = 1,
+        devices: Positive | Literal["auto"] = 1,
         accelerator: Literal["auto", "cpu", "cuda"] = "auto",
         clip_norm: PositiveFloat | None = 1.0,
         log_every: Interval | None = "10 steps",
@@ -62,7 +63,8 @@ class TrainerSettings:
             raise SpecError(f"max='{max}' must be more than nothing, in steps, tokens, epochs or time")
         self.precision: PrecisionName = precision
         self.accelerator: Accelerator = accelerator
-        self.devices, self.clip_norm = devices, clip_norm
+        self.devices: int | Literal["auto"] = devices
+        self.clip_norm = clip_norm
         self.log_every, self.validate_every, self.checkpoint_every = log_every, validate_every, checkpoint_every
         self.keep, self.keep_best, self.monitor, self.ema = keep, keep_best, monitor, ema
         self.compile, self.activation_checkpointing = compile, activation_checkpointing

@@ -32,11 +32,21 @@ def test_a_prepared_folder_holds_the_config_and_what_was_typed(tmp_path: Path) -
     folder = prepared(tmp_path, "seed=4", "experiment=plays")
     assert folder.parent == tmp_path / "outputs" / "plays"
     assert {path.name for path in folder.iterdir()} == {"config.yaml", "overrides.yaml", "run.json", "env.txt"}
-    assert read_config(folder) == composed(tmp_path, "seed=4", "experiment=plays").config
+    asked = composed(tmp_path, "seed=4", "experiment=plays").config
+    assert asked["trainer"].pop("devices") == "auto"
+    made = read_config(folder)
+    assert made["trainer"].pop("devices") == 1
+    assert made == asked
     assert yaml.safe_load((folder / "overrides.yaml").read_text()) == ["seed=4", "experiment=plays"]
     known = record.read(folder)
     assert (known["status"], known["seed"], known["argv"][:2]) == ("running", 4, ["mlplatform", "train"])
     assert known["data"]["train"]["documents"] == 32
+
+
+@pytest.mark.parametrize(("strategy", "devices"), [("single", 1), ("ddp", 2), ("fsdp", 2)])
+def test_a_strategy_takes_the_devices_there_are(tmp_path: Path, strategy: str, devices: int) -> None:
+    folder = prepared(tmp_path, f"strategy={strategy}")  # on CPUs, two processes
+    assert read_config(folder)["trainer"]["devices"] == record.read(folder)["devices"] == devices
 
 
 @pytest.mark.parametrize(
@@ -47,7 +57,11 @@ def test_a_prepared_folder_holds_the_config_and_what_was_typed(tmp_path: Path) -
         (["model.trunk.input.vocab=200"], SpecError, r"256 bytes"),
         (["trainer.devices=2"], SpecError, r"strategy=single runs on one device"),
         (["strategy=ddp", "trainer.devices=4096"], SpecError, r"trainer\.devices.*4096.*this machine has"),
-        (["strategy=fsdp"], SpecError, r"trainer\.devices: strategy=fsdp divides .*trainer\.devices=1; set it to 2"),
+        (
+            ["strategy=fsdp", "trainer.devices=1"],
+            SpecError,
+            r"trainer\.devices: strategy=fsdp divides .*trainer\.devices=1; set it to 2",
+        ),
         (
             ["strategy=fsdp", "strategy.replicate=3", "trainer.devices=2"],
             SpecError,

@@ -28,6 +28,11 @@ def asked(script: str) -> dict[str, str]:
     return {name: value for name, _, value in (line.partition("=") for line in lines)}
 
 
+def test_a_job_takes_the_gpus_it_asks_for() -> None:
+    assert Slurm(gres="gpu:a100:4").devices("auto") == Slurm(gres="shard:1,gpu:4").devices("cuda") == 4
+    assert Slurm(gres="gpu:4").devices("cpu") == Slurm().devices("auto") == 1
+
+
 def test_the_script_asks_for_what_the_config_says(tmp_path: Path) -> None:
     job = Slurm(
         partition="gpu", account="lab", time="36 h", nodes=2, cpus_per_task=8, gres="gpu:a100:4", notice=300,

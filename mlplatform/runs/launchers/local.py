@@ -19,6 +19,10 @@ class Local:
     def __init__(self, *, at_once: Positive = 1) -> None:
         self.at_once = at_once
 
+    def devices(self, accelerator: Accelerator) -> int:
+        """Return how many devices a run takes that is told no number."""
+        return Place.count(accelerator)
+
     def place(self, accelerator: Accelerator, devices: int) -> Place:
         """Return where a run stands. Raises SpecError when this machine has no such devices."""
         return Place.find(accelerator, devices)

@@ -77,6 +77,10 @@ class Slurm:
             told = f"{wrong[0]!r} is no option of sbatch; write them as '--mem=64G'"
             raise SpecError(problems=[("launcher.options", told)])
 
+    def devices(self, accelerator: Accelerator) -> int:
+        """Return how many devices of a node a run takes that is told no number: all GPUs asked for, or one process."""
+        return (self._gpus() if accelerator != "cpu" else None) or 1
+
     def place(self, accelerator: Accelerator, devices: int) -> Place:
         """Return where rank 0 of the job will stand, after asking the cluster whether there can be such a job.
 

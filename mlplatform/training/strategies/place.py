@@ -32,18 +32,19 @@ class Place:
     timeout: int = 1800
 
     @classmethod
-    def find(cls, accelerator: Accelerator, devices: int) -> Place:
+    def find(cls, accelerator: Accelerator, devices: int | Literal["auto"]) -> Place:
         """Read the environment.
 
         Args:
-            accelerator: `auto` takes CUDA where there is some. devices: processes on this machine, one device each.
+            accelerator: `auto` takes CUDA where there is some. devices: processes on this machine, one device each;
+                `auto` for as many as were started here.
 
         Raises:
             SpecError: this machine has no such device, or not so many.
         """
-        device = accelerator
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = _device(accelerator)
+        if devices == "auto":
+            devices = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         there = torch.cuda.device_count() if device == "cuda" else os.cpu_count() or 1
         most = there if device == "cuda" else 2 * there  # processes may share a core: a mesh of four on a laptop
         if there == 0:
@@ -53,6 +54,11 @@ class Place:
             told = f"{devices} are asked for and this machine has {there} {what}; use {most} or less"
             raise SpecError(problems=[("trainer.devices", told)])
         return cls(device, devices, int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+
+    @staticmethod
+    def count(accelerator: Accelerator) -> int:
+        """Return how many devices of this machine a run takes that is told no number: all GPUs, or two processes."""
+        return torch.cuda.device_count() if _device(accelerator) == "cuda" else 2
 
     @property
     def processes(self) -> int:
@@ -84,3 +90,9 @@ class Place:
         dist.init_process_group(self.backend, store=own, rank=rank, world_size=world, timeout=limit, device_id=device)
         if device is not None:
             atexit.register(dist.destroy_process_group)
+
+
+def _device(accelerator: Accelerator) -> str:
+    if accelerator == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return accelerator
