@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mlplatform.blocks.documents import attend_within, documents_apart
 from mlplatform.blocks.masks import attention_mask, memory_mask, merged_mask
 from mlplatform.context import Context, placed
 from mlplatform.errors import SpecError
@@ -129,8 +130,15 @@ class Attention(Heads):
             q = q * self.temperature(context).to(q.dtype)
         if context.cache is not None:
             k, v = context.cache.extend(self, k, v)
+        return self.finish(x, self.attended(q, k, v, context))
+
+    def attended(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
+        """Return the values weighed by the scores of all that each token may see: (batch, heads, queries, head_dim)."""
+        plain = self.softcap is None and not (self.dropout and self.training)
+        if plain and (documents := documents_apart(context, v)) is not None:
+            return attend_within(q, k, v, documents, causal=self.causal, window=self.window, scale=self.scale)
         mask, causal = attention_mask(context, q.shape[2], k.shape[2], q.dtype, causal=self.causal, window=self.window)
-        return self.finish(x, self.mix(q, k, v, mask, causal))
+        return self.mix(q, k, v, mask, causal)
 
     def queries(self, x: Tensor) -> Tensor:
         """(batch, length, dim) -> (batch, heads, length, head_dim), normed"""

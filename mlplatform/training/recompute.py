@@ -6,25 +6,29 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
-from torch.utils.checkpoint import create_selective_checkpoint_contexts
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
-PRODUCTS = (
-    "mm",
-    "addmm",
-    "bmm",
-    "baddbmm",
-    "_grouped_mm",
-    "_scaled_mm",
-    "_scaled_grouped_mm",
-    "_scaled_dot_product_flash_attention",
-    "_scaled_dot_product_flash_attention_for_cpu",
-    "_scaled_dot_product_efficient_attention",
-    "_scaled_dot_product_cudnn_attention",
-)
+PRODUCTS = {
+    "aten.mm.default",
+    "aten.addmm.default",
+    "aten.bmm.default",
+    "aten.baddbmm.default",
+    "aten._grouped_mm.default",
+    "aten._scaled_mm.default",
+    "aten._scaled_grouped_mm.default",
+    "aten._scaled_dot_product_flash_attention.default",
+    "aten._scaled_dot_product_flash_attention_for_cpu.default",
+    "aten._scaled_dot_product_efficient_attention.default",
+    "aten._scaled_dot_product_cudnn_attention.default",
+    "torch_attn._varlen_attn.default",  # which exists once it was used: blocks/documents.py
+}
 """Operations that take nearly all of a layer's time; what lies between them (norms, activations, sums) is cheap."""
 
 
 def products_kept() -> Callable[[], Any]:
     """Return what `torch.utils.checkpoint` asks for as `context_fn`: products and attention are not computed again."""
-    return partial(create_selective_checkpoint_contexts, [getattr(torch.ops.aten, name).default for name in PRODUCTS])
+    return partial(create_selective_checkpoint_contexts, _kept)
+
+
+def _kept(_: Any, operation: Any, *given: Any, **options: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if str(operation) in PRODUCTS else CheckpointPolicy.PREFER_RECOMPUTE

@@ -10,7 +10,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from training_runs import LLAMA
+from varlen_on_cpu import kernels_on_cpu
 
+from mlplatform.blocks import documents
 from mlplatform.errors import SpecError
 from mlplatform.models import build
 from mlplatform.registry import Spec, merge
@@ -64,6 +66,28 @@ def test_selective_keeps_products_and_computes_the_rest_again() -> None:
     assert calls["selective"]["silu"] == calls["full"]["silu"] == 4
     for _, _, gradients in found.values():
         assert all(torch.equal(one, other) for one, other in zip(gradients, found["None"][2], strict=True))
+
+
+@pytest.mark.parametrize("kernel", [False, True])
+def test_packed_documents_are_found_once_and_attention_kept(kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "LONG", 1)
+    if kernel:
+        kernels_on_cpu(monkeypatch)
+    operation = "_varlen_attn" if kernel else "_scaled_dot_product_flash_attention_for_cpu"
+    ids = torch.randint(0, 300, (2, 32), generator=torch.Generator().manual_seed(0))
+    packed = torch.tensor([[1] * 9 + [2] * 23, [1] * 4 + [2] * 5 + [3] * 17 + [0] * 6])
+    gradients = {}
+    for again in (None, "selective", "full"):
+        model = prepared(again)
+        loss = model(input_ids=ids, labels=ids, document_ids=packed, logits=False).loss
+        with Counted() as counted:
+            loss.backward()
+        attentions = 4 if kernel else 4 * 6
+        assert counted.calls[operation] == (attentions if again == "full" else 0)
+        assert not counted.calls["cummax"], "documents were looked for again"
+        gradients[again] = [p.grad for p in model.parameters()]
+    for found in gradients.values():
+        assert all(torch.equal(one, other) for one, other in zip(found, gradients[None], strict=True))
 
 
 def test_a_compiler_chooses_by_itself() -> None:

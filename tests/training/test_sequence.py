@@ -41,6 +41,7 @@ def batches() -> dict[str, dict[str, Tensor]]:
 MODELS = {
     "rope": [],
     "window": ["trunk.layer.attention.window=4"],
+    "table": ["trunk.layer.attention.rope=null", "trunk.input.positions={kind: learned}", "trunk.context_length=14"],
     "slopes": ["trunk.layer.attention.rope=null", "trunk.position_bias={kind: alibi}"],
 }
 
@@ -83,10 +84,19 @@ def test_each_rank_runs_its_stretch(tmp_path: Path) -> None:
 def test_only_causal_decoders_without_experts(name: str) -> None:
     model: Any = build(compose_model(name).check().config, device="meta")
     with pytest.raises(SpecError, match=r"strategy=fsdp_cp divides the text of a causal decoder .*; use strategy=fsdp"):
-        check_sequence(model, "fsdp_cp")
+        check_sequence(model, "fsdp_cp", 2)
 
 
 def test_a_cross_attention_is_no_stretch() -> None:
     with pytest.raises(SpecError, match="causal decoder"):
-        check_sequence(build(encoder_decoder(), device="meta"), "fsdp_cp")
-    check_sequence(build(spec("gpt2"), device="meta"), "fsdp_cp")
+        check_sequence(build(encoder_decoder(), device="meta"), "fsdp_cp", 2)
+    check_sequence(build(spec("gpt2"), device="meta"), "fsdp_cp", 2)
+
+
+def test_stretches_are_as_long_as_a_table_of_positions() -> None:
+    """Three stretches of 64 positions end at 66, where the table has no row; the angles of a rotation have no end."""
+    length = "trunk.context_length=64"
+    told = r"strategy.context: model.trunk.context_length=64, .* can't be divided by 3; 2, 4, 8, 16, 32, 64 would fit"
+    with pytest.raises(SpecError, match=told):
+        check_sequence(build(spec("gpt2", length), device="meta"), "fsdp_cp", 3)
+    check_sequence(build(spec("llama", length), device="meta"), "fsdp_cp", 3)

@@ -21,8 +21,9 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from mlplatform.blocks.attention import Attention, Heads
 from mlplatform.blocks.losses import IGNORED
 from mlplatform.blocks.moe import mixtures
+from mlplatform.blocks.positions import Counted, Learned, Sinusoids
 from mlplatform.context import Cache, Output
-from mlplatform.errors import RunError, SpecError
+from mlplatform.errors import RunError, SpecError, listing
 from mlplatform.models.assemblies import add_loss
 
 ALONG = {"attention_mask", "document_ids", "position_ids", "token_type_ids"}
@@ -31,14 +32,22 @@ UP_TO_HERE = {"attention_mask", "document_ids"}
 """Which of these say something of the keys."""
 
 
-def check_sequence(model: nn.Module, strategy: str) -> None:
-    """Raise SpecError for a model whose sequences can't be divided: only a decoder of text reads from left to right."""
+def check_sequence(model: nn.Module, strategy: str, ranks: int) -> None:
+    """Raise SpecError for a model whose sequences can't be divided: only a decoder of text reads from left to right.
+
+    Stretches are equally long, so the last one may end behind the text, where a table of positions has no row.
+    """
     attentions = [m for m in model.modules() if isinstance(m, Heads)]
     causal = bool(attentions) and all(type(m) is Attention and m.causal for m in attentions)
     text = getattr(model, "kind", "") == "single_tower" and getattr(getattr(model, "head", None), "task", "")
     if not causal or text != "causal_lm" or any(True for _ in mixtures(model)):
         told = f"strategy={strategy} divides the text of a causal decoder without experts, which this model is not"
         raise SpecError(problems=[("strategy", f"{told}; use strategy=fsdp")])
+    length: Any = model.get_submodule("trunk").context_length
+    if length % ranks and any(isinstance(m, Learned | Sinusoids | Counted) for m in model.modules()):
+        told = f"model.trunk.context_length={length}, the length of a table of positions, can't be divided by {ranks}"
+        fits = [n for n in range(2, length + 1) if length % n == 0]
+        raise SpecError(problems=[("strategy.context", f"{told}; {listing(fits[:8])} would fit")])
 
 
 def divide_sequences(model: nn.Module, mesh: DeviceMesh) -> None:

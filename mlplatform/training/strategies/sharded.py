@@ -171,7 +171,7 @@ class FSDPContextParallel(Sharded):
     def check_model(self, model: nn.Module, optimizer: Spec, place: Place) -> None:
         """Raise SpecError for a model whose sequences can't be divided."""
         super().check_model(model, optimizer, place)
-        check_sequence(model, self.kind)
+        check_sequence(model, self.kind, self.context)
 
 
 @block("strategy/ep")
