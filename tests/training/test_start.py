@@ -18,7 +18,7 @@ from mlplatform.interop import save
 from mlplatform.models import build
 from mlplatform.models.start import Drawn, later
 from mlplatform.registry import Spec
-from mlplatform.runs.weights import initial, values_of
+from mlplatform.runs.weights import first_values, start_of
 from mlplatform.training.strategies import Place
 
 pytestmark = pytest.mark.distributed
