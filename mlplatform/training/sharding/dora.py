@@ -30,7 +30,7 @@ def divide_directions(layer: Any, how: str, mesh: DeviceMesh) -> None:
 
 
 class _Divided:
-    """Returns what an adapter adds: (m / |W + BA| - 1) Wx + m / |W + BA| BAx, with |.| the lengths of rows, no gradient.
+    """What an adapter adds: (r - 1) Wx + r BAx, with r = m / |W + BA| and |.| the lengths of rows, without a gradient.
 
     Args:
         mesh: of the ranks that hold a part of every row, None where rows are whole.
