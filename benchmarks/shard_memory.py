@@ -4,8 +4,8 @@
 
 Each run is made of new processes. Counted is memory of their own (`RssAnon`: no file's pages) above what they had
 before the model was made; `start` is until the model has its values, `run` until the end of a step of AdamW and a save.
-With `--init-from` the values come from a checkpoint of Hugging Face's format, else they are drawn. With `--adapter` only
-LoRA's matrices of every linear map train and are saved.
+With `--init-from` the values come from a checkpoint of Hugging Face's format, else they are drawn. With `--adapter`
+LoRA's matrices of the layers' linear maps train and are saved, alone.
 """
 
 from __future__ import annotations

@@ -229,13 +229,22 @@ def source_of(source: str, *specs: dict[str, Any], as_filed: bool = False) -> So
     if not (folder / "run.json").is_file():
         return _files(folder, specs, as_filed)
     if read_config(folder).get("adapter"):
-        merged = load_run(folder, dtype=torch.float32)
-        shell, tensors = merged, lambda: merged.state_dict().items()
-    else:
-        checkpoint = last_checkpoint(folder)
-        weights = weights_of(checkpoint)
-        shell, tensors = shell_of(folder, checkpoint, weights), weights.items
-    return Source(shell.spec, _shapes(shell), tensors)  # type: ignore[arg-type]
+        return _merged(folder)
+    checkpoint = last_checkpoint(folder)
+    weights = weights_of(checkpoint)
+    shell = shell_of(folder, checkpoint, weights)
+    return Source(shell.spec, _shapes(shell), weights.items)  # type: ignore[arg-type]
+
+
+def _merged(folder: Path) -> Source:
+    """Open a run of an adapter: merging needs the whole of it, which is let go as it is read."""
+    made = [load_run(folder, dtype=torch.float32)]
+    spec, shapes = made[0].spec, _shapes(made[0])
+
+    def tensors() -> Iterable[tuple[str, Tensor]]:
+        return (made.pop() if made else load_run(folder, dtype=torch.float32)).state_dict().items()
+
+    return Source(spec, shapes, tensors)  # type: ignore[arg-type]
 
 
 def _files(folder: Path, specs: Sequence[dict[str, Any]], as_filed: bool) -> Source:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
@@ -116,3 +117,13 @@ def test_two_ranks_train_as_one_process_and_hold_half(tmp_path: Path, base: Path
     assert main(["evaluate", str(run)]) == 0  # by one process, which has all of what stands beside
     told = json.loads((run / "evaluations/validation/metrics.json").read_text())["metrics"]
     assert told["validation/loss"] == pytest.approx(rows[-1]["validation/loss"], abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["reference", "adapter"])
+def test_two_ranks_go_on_exactly(tmp_path: Path, base: Path, name: str) -> None:
+    overrides = [*PLAIN, *options(name, base, tmp_path), "trainer.max=4 steps", "strategy=fsdp", "trainer.devices=2"]
+    in_two(whole := prepared(tmp_path, *overrides))
+    part = prepared(tmp_path, *overrides)
+    shutil.copytree(whole / "checkpoints/step=00000002", part / "checkpoints/step=00000002")
+    in_two(part)
+    assert curves(part) == [row for row in curves(whole) if row["step"] > 2]
