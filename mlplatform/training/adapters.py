@@ -85,8 +85,8 @@ class LoRA:
         if weight is not None:
             plain.weight = nn.Parameter(weight, requires_grad=False)
         self._inject(["alone"], holder := nn.ModuleDict({"alone": plain}))
-        made = holder["alone"].state_dict()
-        return {name: tensor for name, tensor in made.items() if not name.startswith("base_layer.")}
+        del plain.weight  # peft's objects refer to each other, so that they stay until they are looked for
+        return dict(holder["alone"].state_dict())
 
     def _inject(self, modules: list[str], model: nn.Module) -> None:
         from peft import inject_adapter_in_model
