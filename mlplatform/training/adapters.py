@@ -131,12 +131,23 @@ class Adapted:
         """Give the model its values, then the adapters theirs."""
         with _without(model) as layers:
             self.below.fill(model, holder)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _new_tensors(torch.float32):
             torch.manual_seed(self.seed)
             for path, layer in layers.items():
                 weight = holder.whole(f"{path}.base_layer.weight") if self.adapter.dora else None
                 for name, tensor in self.adapter.drawn(layer, weight).items():
                     holder.put(f"{path}.{name}", tensor)
+
+
+@contextlib.contextmanager
+def _new_tensors(dtype: torch.dtype) -> Iterator[None]:
+    """Within, peft draws in this type, whatever Lightning makes new tensors in: of others come other numbers."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _layers(model: nn.Module) -> dict[str, Any]:
