@@ -80,6 +80,10 @@ def test_a_student_starts_from_the_layers_named(tmp_path: Path, teacher: Path) -
             ["teacher.layers=[0]", "model.trunk.layer.mlp.width=40"],
             r"teacher\.layers: .*mlp\.\w+\.weight is \[40, 32\]",
         ),
+        (
+            ["strategy=tp", "trainer.devices=4", "model.trunk.layer.attention.heads=4", "optimizer=adamw"],
+            r"teacher: model\.trunk\.layers\.0\.attention\.heads=2 can't be divided by 4 ranks; 2 ranks would fit",
+        ),
         (["model.trunk.dim=16"], r"task: cosine=1\.0 compares hidden states, and the student's are 16 wide"),
     ],
 )
@@ -125,9 +129,9 @@ def test_a_distilbert_from_every_second_layer_of_a_bert(tmp_path: Path, monkeypa
 
 def test_a_folder_of_theirs_needs_its_yaml(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"teacher\.model: .* is no run folder, so the YAML of its model is needed"):
-        Teacher(source=str(tmp_path)).load()
+        Teacher(source=str(tmp_path)).shell()
     with pytest.raises(CheckpointError, match="no such folder"):
-        Teacher(source=str(tmp_path / "nowhere")).load()
+        Teacher(source=str(tmp_path / "nowhere")).shell()
 
 
 def test_a_run_is_found_by_the_name_of_its_experiment(tmp_path: Path) -> None:

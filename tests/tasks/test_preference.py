@@ -250,3 +250,9 @@ def test_the_reference_counts_where_memory_is_short(
     else:
         with pytest.raises(RunError, match="for weights, gradients and optimizer and the reference"):
             made.check()
+        two: Any = Spec.of(compose("train", [*overrides, "strategy=fsdp", "trainer.devices=2"]).check().config, "run")
+        monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=22 * weights))
+        two.build().check()  # on one machine both halves of it all
+        monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=19 * weights))
+        with pytest.raises(RunError, match="and the reference on each of 2 devices"):
+            two.build().check()
