@@ -113,17 +113,10 @@ class Zero3(ZeRO):
     """
 
     stage = 3
-    averages = False
     keeps_some = False
 
     def __init__(self, *, offload: bool = False, keep: Positive = 100_000) -> None:
         self.offload, self.keep = offload, keep
-
-    def check_model(self, model: nn.Module, optimizer: Spec, place: Place) -> None:
-        """Refuse adapters too, of which something must be known while they are in pieces."""
-        super().check_model(model, optimizer, place)
-        if getattr(model, "adapted", False):
-            raise SpecError(problems=[("strategy", "zero3 does not train adapters; use zero2 or fsdp")])
 
     def options(self) -> dict[str, Any]:
         """Return DeepSpeed's own options of the stage."""
