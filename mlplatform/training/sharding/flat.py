@@ -12,7 +12,7 @@ from mlplatform.training.shards import Piece
 
 
 class Flat(NamedTuple):
-    """What a rank holds of a tensor, none of it maybe: memory of the engine's, and where in the flat tensor it begins."""
+    """What a rank holds of a flat tensor, none of it maybe: the engine's memory, and where in the tensor it begins."""
 
     values: Tensor
     start: int
