@@ -161,6 +161,8 @@ class ZeroStrategy(DeepSpeedStrategy):
         for p in model.model.parameters():
             if hasattr(p, "scalar"):
                 p.is_external_param = True  # read by the task too, so no pass of the model may put it away
+        if self.share.divides:
+            _register_elsewhere(model.model)
         _gather_small(optimizer)
         return engine, optimizer
 
@@ -271,6 +273,17 @@ def _put(piece: Flat, given: Unread) -> None:
 
 def _read(entry: Any) -> Any:
     return entry.whole() if isinstance(entry, Unread) else deepcopy(entry)
+
+
+def _register_elsewhere(model: nn.Module) -> None:
+    """Have the weights at hand that DoRA's part of a layer reads from the others, also where it is compiled."""
+    from deepspeed.runtime.zero import register_external_parameter
+
+    for module in model.modules():
+        for name, part in getattr(module, "lora_magnitude_vector", {}).items():
+            base: Any = module.base_layer
+            for p in (*base.parameters(), module.lora_A[name].weight):  # type: ignore[index,union-attr]
+                register_external_parameter(part, p)
 
 
 def _gather_small(optimizer: Any) -> None:
