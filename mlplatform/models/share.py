@@ -69,6 +69,10 @@ class Share:
         """Return what this rank holds of a parameter, as its optimizer steps it."""
         return parameter.detach()
 
+    def whole(self, tensor: Any) -> Tensor:
+        """Return all of a parameter or buffer; all ranks call it."""
+        return tensor.detach().full_tensor() if hasattr(tensor, "full_tensor") else tensor.detach()
+
     def part(self, parameter: nn.Parameter, stored: Any) -> Tensor:
         """Return this rank's part of a tensor that a checkpoint holds, divided as the parameter is."""
         return stored.to(self.held(parameter).device)

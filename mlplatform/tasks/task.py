@@ -109,7 +109,7 @@ class Task(L.LightningModule):
         """Keep this rank's part of the model; Lightning calls it once processes can talk to each other."""
         self.share.divide(self.model)
         if self.adapted:  # before an engine puts what is frozen into pieces, or into another type
-            self._base = self._base or frozen_digest(self.model)
+            self._base = self._base or frozen_digest(self.model, self.share)
 
     def configure_optimizers(self) -> Optimizer:
         """Return the optimizer `make_optimizer` makes."""

@@ -10,10 +10,18 @@ from typing import Any
 import equivalence
 import pytest
 import torch
-from equivalence import Cell, go, machines
-from training_runs import in_processes
+from equivalence import TOWERS, Cell, go, machines
+from training_runs import in_processes, ranks
 
+from mlplatform.cli.compose import compose_model
+from mlplatform.models import build
+from mlplatform.models.start import Drawn, Read, Start, later
+from mlplatform.models.trained import frozen_digest
+from mlplatform.registry import Spec
+from mlplatform.training.sharding import flat
+from mlplatform.training.sharding.zero import ZeroShare
 from mlplatform.training.shards import Stored
+from mlplatform.training.strategies import Place
 
 pytestmark = pytest.mark.distributed
 
@@ -73,3 +81,54 @@ def test_a_rank_reads_the_rows_of_its_piece(trained: Path) -> None:
             assert size <= torch.Size(shape).numel() / 2 + torch.Size(shape[1:]).numel(), key
     sizes = json.loads((trained / "zero1-0.json").read_text())
     assert sizes["trunk.input.table.weight"] == equivalence.VOCABULARY * 32  # whole there, as it is held
+
+
+MADE = {
+    "llama": (TOWERS["llama"][0], TOWERS["llama"][3]),  # one matrix is table and head
+    "afmoe": (TOWERS["afmoe"][0], TOWERS["afmoe"][3]),
+    "clip": ("clip_tiny", []),  # scalars
+    "detr": ("detr_tiny", []),  # buffers, another library's network, learned slots
+    "wav2vec2": ("wav2vec2_tiny", []),  # a kernel whose length is worked out from its direction
+}
+
+
+def make() -> None:
+    """Make models in pieces, drawn and read; compare all of them with what one process makes."""
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed("gloo", verbose=False)
+    for name, overrides in MADE.values():
+        spec = compose_model(name, overrides).check().config
+        expected = build(spec, seed=3)
+        starts: list[Start] = [Drawn(3), Read(lambda made=expected: made.state_dict().items(), {})]  # type: ignore[misc]
+        for start in starts:
+            share: Any = Spec.of({"kind": "zero3"}, "strategy", "strategy").build()
+            share = share.share(Place("cpu", 2, int(os.environ["RANK"]), 2))
+            model = later(spec, start)
+            half_frozen(model)
+            share.divide(model)
+            same(model, expected, share)
+        half_frozen(expected)
+        assert frozen_digest(model, share) == frozen_digest(expected)
+
+
+def half_frozen(model: torch.nn.Module) -> None:
+    for number, p in enumerate(model.parameters()):
+        p.requires_grad_(number % 2 == 0)
+
+
+def same(model: torch.nn.Module, expected: torch.nn.Module, share: ZeroShare) -> None:
+    own, theirs = model.state_dict(keep_vars=True), expected.state_dict()
+    assert own.keys() == theirs.keys()
+    for name, tensor in own.items():
+        assert torch.equal(share.whole(tensor).view_as(theirs[name]), theirs[name]), name
+    for name, p in model.named_parameters():
+        assert p.numel() == 0, name
+        assert flat.computed(p).values.numel() <= -(-theirs[name].numel() // 2)
+    buffers = dict(expected.named_buffers())
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in model.named_buffers())
+
+
+def test_a_model_made_in_pieces_is_that_of_one_process() -> None:
+    assert in_processes(make, [()] * 2, ranks(2)) == [0, 0]

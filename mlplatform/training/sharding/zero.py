@@ -20,21 +20,31 @@ from torch.optim import Optimizer
 
 from mlplatform.models.share import Share
 from mlplatform.training.sharding import flat
+from mlplatform.training.sharding.filling import convert, make_in_pieces
 from mlplatform.training.sharding.flat import Flat
 from mlplatform.training.sharding.states import by_name, regrouped
 from mlplatform.training.shards import Piece, Unread
 
 
 class ZeroShare(Share):
-    """Weights, gradients or moments in DeepSpeed's flat pieces, by stage; it clips, and says the norm afterwards."""
+    """Weights, gradients or moments in DeepSpeed's flat pieces, by stage; it clips, and says the norm afterwards.
+
+    Args:
+        offload: pieces of weights lie in main memory.
+    """
 
     clips = False
     engine: Any = None
 
+    def __init__(self, number: int, count: int, offload: bool = False) -> None:
+        super().__init__(number, count)
+        self.offload = offload
+
     def divide(self, model: nn.Module) -> None:
         """Give scalar weights a dimension, in place: DeepSpeed sends nothing without one between ranks.
 
-        What reads them works on, by broadcasting; checkpoints hold them as they were.
+        What reads them works on, by broadcasting; checkpoints hold them as they were. A model on the meta device gets
+        its memory and its values then, at stage 3.
         """
         for module in model.modules():
             for name, p in list(module.named_parameters(recurse=False)):
@@ -42,6 +52,8 @@ class ZeroShare(Share):
                     row: Any = nn.Parameter(p.detach()[None], requires_grad=p.requires_grad)
                     row.scalar = True
                     module.register_parameter(name, row)
+        if any(p.is_meta for p in model.parameters()):
+            make_in_pieces(model, self.offload)
 
     @property
     def divides(self) -> bool:  # type: ignore[override]
@@ -68,6 +80,10 @@ class ZeroShare(Share):
     def held(self, parameter: nn.Parameter) -> Tensor:
         """Return this rank's piece of a weight that trains, in fp32."""
         return flat.stepped(parameter).values
+
+    def whole(self, tensor: Any) -> Tensor:
+        """Return all of a parameter or buffer; all ranks call it."""
+        return flat.whole(tensor, flat.computed(tensor)) if hasattr(tensor, "ds_id") else tensor.detach()
 
     def part(self, parameter: nn.Parameter, stored: Unread) -> Tensor:
         """Return this rank's piece of a tensor that a checkpoint holds."""
@@ -156,6 +172,10 @@ class ZeroStrategy(DeepSpeedStrategy):
         for child in model.children():
             if child is not model.model:
                 child.to(self.root_device)
+        number = torch.bfloat16 if self.precision_plugin.precision == "bf16-mixed" else torch.float32
+        for p in model.model.parameters():
+            if hasattr(p, "ds_id"):  # of a model made in pieces, whose type the engine leaves as it is
+                convert(p, number)
         engine, optimizer = super()._setup_model_and_optimizer(model.model, optimizer, lr_scheduler)
         self.share.engine = engine
         for p in model.model.parameters():

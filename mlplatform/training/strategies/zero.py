@@ -53,7 +53,7 @@ class ZeRO(Arrangement):
         """Return which part of each batch is this process's."""
         from mlplatform.training.sharding.zero import ZeroShare
 
-        return ZeroShare(place.rank, place.processes)
+        return ZeroShare(place.rank, place.processes, self.offload)
 
     def plugin(self, number: PrecisionName, device: str) -> Precision:
         """Return Lightning's precision plugin for DeepSpeed: in bf16-mixed all computes in bf16, on weights in fp32."""
@@ -114,6 +114,7 @@ class Zero3(ZeRO):
 
     stage = 3
     keeps_some = False
+    fills = True
 
     def __init__(self, *, offload: bool = False, keep: Positive = 100_000) -> None:
         self.offload, self.keep = offload, keep
