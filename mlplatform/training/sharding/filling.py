@@ -54,7 +54,7 @@ class OwnPieces(OwnParts):
     """This rank's pieces of a model (models/start.py's Holder)."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.tensors = {**dict(model.named_buffers()), **dict(model.named_parameters(remove_duplicate=False))}
+        self.model = model
 
     def shape(self, parameter: nn.Parameter) -> torch.Size:
         """Return the shape of a whole parameter."""
@@ -67,7 +67,8 @@ class OwnPieces(OwnParts):
 
     def put(self, name: str, whole: Tensor) -> None:
         """Keep this rank's piece of a parameter, or a buffer."""
-        own = self.tensors[name]
+        path, _, last = name.rpartition(".")
+        own = getattr(self.model.get_submodule(path), last)
         if isinstance(own, nn.Parameter):
             self.keep(own, whole)
         else:
