@@ -72,6 +72,7 @@ class Opened:
         self.model = build(spec, device="meta")
         self._pieces, self.fresh = _plan(self.model, spec, self.files, config, others, new_head=head is not None)
         self.theirs = {name: piece.theirs[0] for piece in self._pieces for name in piece.ours}
+        self._finite = True
         self.model.hf_kept = kept_of(config, spec)  # type: ignore[assignment]
         _check_types(self.model, self._pieces, self.files)
 
@@ -87,6 +88,12 @@ class Opened:
                     )
                 yield name, tensor
         self.files.close()
+
+    def look_at(self, name: str, tensor: Tensor) -> None:
+        """Warn of the first of our tensors that holds NaN or infinite values."""
+        if self._finite and tensor.is_floating_point() and not all_finite(tensor):
+            self._finite = False
+            log.warning("%s: '%s' holds NaN or infinite values", self.files.files[self.theirs[name]], self.theirs[name])
 
     def told_of_fresh(self) -> None:
         """Warn of what the files lack."""
@@ -114,13 +121,10 @@ def load(
         CheckpointError: the files are damaged or unsafe, or don't fit the YAML tensor for tensor.
     """
     opened = Opened(folder, find, head, others)
-    model, finite = opened.model, True
+    model = opened.model
     for name, tensor in opened.tensors():
         kept = tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None).contiguous()
-        if finite and kept.is_floating_point() and not all_finite(kept):
-            finite = False
-            theirs = opened.theirs[name]
-            log.warning("%s: '%s' holds NaN or infinite values", opened.files.files[theirs], theirs)
+        opened.look_at(name, kept)
         put(model, name, kept)
     opened.told_of_fresh()
     for part in opened.fresh:

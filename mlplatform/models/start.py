@@ -29,6 +29,10 @@ class Holder(Protocol):
         """Keep this process's part of a parameter or buffer."""
         ...
 
+    def whole(self, name: str) -> Tensor:
+        """Return all of a parameter, on the CPU; every process asks for it at once."""
+        ...
+
 
 class Start(Protocol):
     """Gives a model that has memory its first values."""
@@ -68,6 +72,24 @@ class Read:
         for module in model.modules():
             if hasattr(module, "restore_buffers"):  # tables that are in no file
                 module.restore_buffers()  # type: ignore[operator]
+
+
+class Over:
+    """Values of files over those of another start: parts that begin as other models' do.
+
+    Args:
+        tensors: as of `Read`.
+    """
+
+    def __init__(self, below: Start, tensors: Callable[[], Iterable[tuple[str, Tensor]]]) -> None:
+        self.below, self.tensors = below, tensors
+
+    @torch.no_grad()
+    def fill(self, model: nn.Module, holder: Holder) -> None:
+        """Read them."""
+        self.below.fill(model, holder)
+        for name, tensor in self.tensors():
+            holder.put(name, tensor)
 
 
 def draw(model: Any, holder: Holder, under: str, seed: int) -> None:

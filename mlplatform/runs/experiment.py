@@ -23,13 +23,13 @@ from mlplatform.errors import RunError, SpecError, listing
 from mlplatform.models import build
 from mlplatform.models.costs import PRECISIONS
 from mlplatform.models.share import Share
-from mlplatform.models.start import Drawn
+from mlplatform.models.start import Over, Start
 from mlplatform.models.trained import adapter_alone
 from mlplatform.registry import Natural, Spec, Text, block
 from mlplatform.runs.launchers.local import Local
 from mlplatform.runs.teacher import Teacher
 from mlplatform.runs.trackers import trackers
-from mlplatform.runs.weights import start_of, values_of
+from mlplatform.runs.weights import first_values, given, likewise
 from mlplatform.training import optimizers
 from mlplatform.training.engine import preflight
 from mlplatform.training.freezing import freeze
@@ -122,12 +122,11 @@ class Experiment:
         self._check_batch(task)
         if self.launcher.here:
             self._check_memory(shell, place, sizes)
-        if self.teacher is not None and self.teacher.layers is not None:
-            if self.init_from is not None:
-                told = "the student starts from the teacher's layers or from init_from; leave one away"
-                raise SpecError(problems=[("teacher.layers", told)])
-            self.teacher.start(build(self.model, device="meta"))
-        if self.init_from is not None or self.init_parts:
+        learns = self.teacher is not None and self.teacher.layers is not None
+        if learns and self.init_from is not None:
+            told = "the student starts from the teacher's layers or from init_from; leave one away"
+            raise SpecError(problems=[("teacher.layers", told)])
+        if learns or self.init_from is not None or self.init_parts:
             self._model = self._start()
         return place
 
@@ -139,7 +138,13 @@ class Experiment:
         """
         place = preflight(self.trainer, self.strategy, self.schedule, self.launcher.place)
         shell = self.shell()
-        self.strategy.build().check_model(shell, self.optimizer, place)
+        arrangement = self.strategy.build()
+        arrangement.check_model(shell, self.optimizer, place)
+        if self.teacher is not None:
+            try:
+                arrangement.check_blocks(self.teacher.shell(), place)
+            except SpecError as error:
+                raise SpecError(problems=[("teacher", told) for _, told in error.problems]) from None
         return place, shell
 
     def shell(self) -> nn.Module:
@@ -182,9 +187,9 @@ class Experiment:
     def _check_memory(self, shell: nn.Module, place: Place, sizes: Sizes | None) -> None:
         count, trained = _size(shell), sum(p.numel() for _, p in optimizers.trainable(shell))
         weight, gradient, moments, _ = PRECISIONS.get(self.trainer["precision"], PRECISIONS["bf16-mixed"])
-        beside = weight if self._has_reference(shell) else 0
         arrangement = self.strategy.build()
         held = arrangement.portions(shell, place.processes)
+        beside = weight * (held.weights if arrangement.fills else 1) if self._has_reference(shell) else 0
         kept = moments * MOMENTS.get(self.optimizer.kind, 0.0) * held.moments
         each = beside + weight * held.weights + (gradient * held.gradients + kept) * trained / count
         if place.device == "cuda" and not arrangement.offload:
@@ -268,12 +273,16 @@ class Experiment:
             if self.teacher is not None:
                 told = f"task={self.task.kind} learns from no teacher; set task=distillation, or leave teacher away"
             raise SpecError(problems=[("teacher", told)])
-        handed: dict[str, Any] = {"teacher": self.teacher.load()} if self.teacher else {}
+        handed: dict[str, Any] = {}
+        if self.teacher is not None:
+            handed["teacher"] = likewise(model, self.teacher.shell(), self.teacher.values)
         if "reference" in self.task.signature.handed:
-            is_shell = next(model.parameters()).is_meta
-            start = partial(build, self.model, device="meta") if is_shell else self._start
-            handed["reference"] = start() if self._has_reference(model) else None
+            handed["reference"] = self._reference(model) if self._has_reference(model) else None
         return self.task.build(model=model, **handed)
+
+    def _reference(self, model: nn.Module) -> nn.Module:
+        shell = build(self.model, device="meta")
+        return likewise(model, shell, partial(self._first_values, shell))
 
     def _has_reference(self, model: nn.Module) -> bool:
         """Whether the task compares a model with a copy of it as training began; an adapter is switched off instead."""
@@ -285,12 +294,14 @@ class Experiment:
         Raises:
             CheckpointError: what it starts from is damaged or of another model.
         """
-        if not self._in_parts:
-            return start_of(self.model.data, self.init_from, self.init_parts, self.seed)
         model = build(self.model, device="meta")
-        first = Drawn(self.seed) if self.init_from is None else values_of(model, self.init_from, self.seed)
-        model.first_values = first  # type: ignore[assignment]
-        return model
+        return given(model, self._first_values(model), later=self._in_parts)
+
+    def _first_values(self, model: nn.Module) -> Start:
+        start = first_values(model, self.init_from, self.init_parts, self.seed)
+        if self.teacher is not None and self.teacher.layers is not None and self.init_from is None:
+            start = Over(start, self.teacher.lessons(model))
+        return start
 
     def build_model(self) -> nn.Module:
         """Build the model, with the weights of `init_from` and `init_parts`; what `freeze` names does not train.
@@ -301,17 +312,13 @@ class Experiment:
             CheckpointError: one of them is damaged or of another model.
         """
         model, self._model = self._model or self._start(), None
-        if self.teacher is not None and self.init_from is None:
-            self.teacher.start(model)
         self._choose_parts(model)
         return model.train()
 
     @property
     def _in_parts(self) -> bool:
-        """Whether ranks fill their own parts. Adapters, parts of other models and references need the whole."""
-        whole = self.adapter is not None or bool(self.init_parts) or "reference" in self.task.signature.handed
-        whole |= self.teacher is not None and self.teacher.layers is not None
-        return self.strategy.build().fills and not whole
+        """Whether ranks fill their own parts. 4 bits are made of a whole model."""
+        return self.strategy.build().fills and (self.adapter is None or self.adapter["quantize"] is None)
 
     def _choose_parts(self, model: nn.Module) -> None:
         """Freeze what does not train, and put the adapter in."""

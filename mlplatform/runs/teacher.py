@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
-from mlplatform.errors import DataError, SpecError, listing
-from mlplatform.interop import load
+from mlplatform.errors import CheckpointError, DataError, SpecError, listing
+from mlplatform.models import build
+from mlplatform.models.start import Read
 from mlplatform.registry import Natural, Spec, Text, block
-from mlplatform.runs.weights import load_run
+from mlplatform.runs.weights import Source, source_of
 
 log = logging.getLogger(__name__)
 
@@ -32,25 +34,28 @@ class Teacher:
         self, *, source: Text, model: Annotated[Spec, "model"] | None = None, layers: list[Natural] | None = None
     ) -> None:
         self.folder, self.model, self.layers = Path(source).expanduser(), model, layers
-        self._loaded: nn.Module | None = None
 
-    def load(self) -> nn.Module:
-        """Return the teacher in fp32, ready to answer; loaded once.
+    @cached_property
+    def found(self) -> Source:
+        """What the folder holds, opened once; nothing was read.
 
         Raises:
             SpecError: its YAML is not known. CheckpointError: the folder is missing or damaged.
         """
-        if self._loaded is None:
-            if (self.folder / "run.json").is_file():
-                self._loaded = load_run(self.folder, dtype=torch.float32)
-            elif self.model is None and self.folder.is_dir():
-                told = f"{self.folder} is no run folder, so the YAML of its model is needed"
-                raise SpecError(problems=[("teacher.model", f"{told}: +model@teacher.model=bert")])
-            else:
-                spec = self.model.data if self.model else {}
-                self._loaded = load(self.folder, lambda _: spec, dtype=torch.float32)
-            self._loaded.requires_grad_(False).eval()
-        return self._loaded
+        if not self.folder.is_dir():
+            raise CheckpointError(f"{self.folder}: no such folder")
+        if self.model is None and not (self.folder / "run.json").is_file():
+            told = f"{self.folder} is no run folder, so the YAML of its model is needed"
+            raise SpecError(problems=[("teacher.model", f"{told}: +model@teacher.model=bert")])
+        return source_of(str(self.folder), self.model.data if self.model else {}, as_filed=True)
+
+    def shell(self) -> nn.Module:
+        """Return the teacher without weights."""
+        return build(self.found.spec, device="meta")
+
+    def values(self) -> Read:
+        """Return how it gets them."""
+        return Read(self.found.tensors, dict.fromkeys(self.found.fresh, 0))
 
     def check_tokenizer(self, tokenizer: Any) -> None:
         """Raise DataError when the teacher was trained with other tokens than the run's."""
@@ -64,33 +69,33 @@ class Teacher:
                     raise DataError(f"{told}; set tokenizer=file tokenizer.path={place}")
                 return
 
-    @torch.no_grad()
-    def start(self, model: nn.Module) -> None:
-        """Give a student what `layers` says of the teacher's weights; what the teacher lacks stays as it is.
+    def lessons(self, model: nn.Module) -> Callable[[], Iterator[tuple[str, Tensor]]]:
+        """Return what gives a student what `layers` says of the teacher's weights; the rest it draws, and says so.
 
         Raises:
             SpecError: there are not as many layers, or they are of other sizes.
         """
-        if self.layers is None:
-            return
-        state, given = model.state_dict(), self.load().state_dict()
+        layers, given = self.layers or [], self.found.shapes
+        state = model.state_dict()
         depths = [len({_layer(name) for name in names if _layer(name) is not None}) for names in (state, given)]
-        if len(self.layers) != depths[0] or max(self.layers, default=0) >= depths[1]:
-            told = f"{self.layers} names {len(self.layers)} layers; the student has {depths[0]}"
+        if len(layers) != depths[0] or max(layers, default=0) >= depths[1]:
+            told = f"{layers} names {len(layers)} layers; the student has {depths[0]}"
             raise SpecError(problems=[("teacher.layers", f"{told}, the teacher {depths[1]}, numbered from 0")])
+        learned: dict[str, list[str]] = {}
         fresh = []
         for name, tensor in state.items():
             number = _layer(name)
-            theirs = given.get(name if number is None else _numbered(name, self.layers[number]))
-            if theirs is None:
+            theirs = name if number is None else _numbered(name, layers[number])
+            if theirs not in given:
                 fresh.append(name)
-            elif theirs.shape != tensor.shape:
-                told = f"{name} is {list(tensor.shape)} and the teacher's {list(theirs.shape)}"
+                continue
+            if given[theirs] != tensor.shape:
+                told = f"{name} is {list(tensor.shape)} and the teacher's {list(given[theirs])}"
                 raise SpecError(problems=[("teacher.layers", f"{told}; a student starts from one of its own widths")])
-            else:
-                tensor.copy_(theirs)
-        if fresh and not next(model.parameters()).is_meta:
+            learned.setdefault(theirs, []).append(name)
+        if fresh:
             log.warning("not in the teacher, so they are initialised: %s", listing(fresh, 4))
+        return lambda: ((ours, t.clone()) for name, t in self.found.tensors() for ours in learned.get(name, ()))
 
 
 LAYER = re.compile(r"^(trunk\.layers\.)(\d+)(\..*)$")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 from collections import ChainMap
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,13 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from mlplatform.errors import CheckpointError, SpecError, did_you_mean, listing
-from mlplatform.interop import fetch, load
+from mlplatform.interop import fetch
 from mlplatform.interop.checkpoint_files import read_json
 from mlplatform.interop.loading import Opened, put
 from mlplatform.interop.parts import kept_of
 from mlplatform.models import build
-from mlplatform.models.building import initialise_module
-from mlplatform.models.start import Read
+from mlplatform.models.start import Drawn, Over, Read, Start
 from mlplatform.models.trained import frozen_digest
 from mlplatform.registry import Spec
 from mlplatform.runs.config_file import leaves, read_config
@@ -117,12 +118,60 @@ def _check_base(model: nn.Module, checkpoint: Path, source: str) -> None:
         raise CheckpointError(f"{checkpoint}: its adapter stands on other weights than those of init_from={source} now")
 
 
+class Whole:
+    """All of a model that has no memory yet, in main memory (models/start.py's Holder)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model.to_empty(device="cpu")
+
+    def lend(self, module: nn.Module, deep: bool) -> contextlib.AbstractContextManager[None]:
+        """Change nothing: everything is here."""
+        return contextlib.nullcontext()
+
+    def put(self, name: str, whole: Tensor) -> None:
+        """Take a tensor as it is, where its type allows: pages of a file are then read as they are used."""
+        put(self.model, name, (whole.float() if whole.is_floating_point() else whole).contiguous())
+
+    def whole(self, name: str) -> Tensor:
+        """Return a parameter."""
+        return self.model.get_parameter(name)
+
+
 def start_of(spec: dict[str, Any], source: str | None, parts: Mapping[str, str], seed: int = 0) -> nn.Module:
-    """Build a model with the weights training starts from: `init_from`'s or initial ones, and those of `init_parts`."""
-    model = initial(spec, source, seed) if source else build(spec, seed=seed)
-    for path, given in parts.items():
-        _start_part(model, spec, path, given)
+    """Build a model with the weights training starts from; arguments and errors of `first_values`."""
+    model = build(spec, device="meta")
+    return given(model, first_values(model, source, parts, seed))
+
+
+def given(model: nn.Module, start: Start, later: bool = False) -> nn.Module:
+    """Give a model on the meta device its values; or let whoever divides it fill it, later."""
+    if later:
+        model.first_values = start  # type: ignore[assignment]
+    else:
+        start.fill(model, Whole(model))
     return model
+
+
+def likewise(model: nn.Module, other: nn.Module, start: Callable[[], Start]) -> nn.Module:
+    """Give a model on the meta device its values as another got its own: now, later, or never."""
+    if next(model.parameters()).is_meta and not hasattr(model, "first_values"):
+        return other
+    return given(other, start(), later=hasattr(model, "first_values"))
+
+
+def first_values(model: nn.Module, source: str | None, parts: Mapping[str, str], seed: int = 0) -> Start:
+    """Return how a model on the meta device gets the values training starts from.
+
+    Args:
+        source: what `init_from` names; None draws them. parts: what `init_parts` names.
+
+    Raises:
+        CheckpointError: one of them is missing, damaged or of another model. SpecError: the model lacks a part.
+    """
+    start: Start = values_of(model, source, seed) if source else Drawn(seed)
+    for path, given in parts.items():
+        start = Over(start, _part(model, path, given))
+    return start
 
 
 class Source(NamedTuple):
@@ -138,8 +187,8 @@ class Source(NamedTuple):
     fresh: Collection[str] = ()
 
 
-def initial(spec: dict[str, Any], source: str, seed: int = 0) -> nn.Module:
-    """Build a model with the weights `init_from` names; warn of values that differ between the two.
+def values_of(model: nn.Module, source: str, seed: int = 0) -> Read:
+    """Return how a model on the meta device gets what `init_from` names; warn of values that differ between the two.
 
     A head that is not among them, or has other sizes there, is a new one: it is initialised, and said so.
 
@@ -149,21 +198,7 @@ def initial(spec: dict[str, Any], source: str, seed: int = 0) -> nn.Module:
     Raises:
         CheckpointError: the source is missing, damaged or of another model.
     """
-    model, cpu = build(spec, device="meta"), torch.device("cpu")
-    start = values_of(model, source, seed)
-    for part, number in start.fresh.items():
-        initialise_module(model, part, cpu, torch.float32, number)
-    for name, tensor in start.tensors():
-        put(model, name, (tensor.float() if tensor.is_floating_point() else tensor).contiguous())
-    for module in model.modules():
-        if hasattr(module, "restore_buffers"):
-            module.restore_buffers()  # type: ignore[operator]
-    return model
-
-
-def values_of(model: nn.Module, source: str, seed: int = 0) -> Read:
-    """Return how a model on the meta device gets what `init_from` names; arguments and errors of `initial`."""
-    found, spec = _source(source, model.spec), model.spec  # type: ignore[arg-type]
+    found, spec = source_of(source, model.spec), model.spec  # type: ignore[arg-type]
     ours: dict[str, torch.Size] = {name: tensor.shape for name, tensor in model.state_dict().items()}
     other = [name for name in (*ours, *found.shapes) if ours.get(name) != found.shapes.get(name)]
     if wrong := [name for name in other if not name.startswith(HEAD)]:
@@ -182,70 +217,90 @@ def values_of(model: nn.Module, source: str, seed: int = 0) -> Read:
     return Read(lambda: ((name, tensor) for name, tensor in found.tensors() if name not in left), drawn)
 
 
-def _source(source: str, spec: dict[str, Any]) -> Source:
-    """Open what `init_from` names, for a model of that spec."""
+def source_of(source: str, *specs: dict[str, Any], as_filed: bool = False) -> Source:
+    """Open a run, or a folder of Hugging Face's format, which is read by the spec of its type or the first.
+
+    Args:
+        as_filed: with the head the files have, whatever the spec says: one they lack is no new one then.
+    """
     folder = Path(source).expanduser()
     if not folder.is_dir():
         folder = fetch(source)
     if not (folder / "run.json").is_file():
-        opened = Opened(folder, lambda _: spec, spec.get("head"))
-        opened.told_of_fresh()
-        shell, tensors, fresh = opened.model, opened.tensors, opened.fresh
-    elif read_config(folder).get("adapter"):
-        merged = load_run(folder, dtype=torch.float32)
-        shell, tensors, fresh = merged, lambda: merged.state_dict().items(), ()
-    else:
-        checkpoint = last_checkpoint(folder)
-        weights = weights_of(checkpoint)
-        shell, tensors, fresh = shell_of(folder, checkpoint, weights), weights.items, ()
-    shapes = {name: tensor.shape for name, tensor in shell.state_dict().items()}
-    return Source(shell.spec, shapes, tensors, fresh)  # type: ignore[arg-type]
+        return _files(folder, specs, as_filed)
+    if read_config(folder).get("adapter"):
+        return _merged(folder)
+    checkpoint = last_checkpoint(folder)
+    weights = weights_of(checkpoint)
+    shell = shell_of(folder, checkpoint, weights)
+    return Source(shell.spec, _shapes(shell), weights.items)  # type: ignore[arg-type]
 
 
-@torch.no_grad()
-def _start_part(model: nn.Module, spec: Mapping[str, Any], path: str, source: str) -> None:
-    """Give a part of a model the weights of another: a detector's backbone, a vision-language model's towers.
+def _merged(folder: Path) -> Source:
+    """Open a run of an adapter: merging needs the whole of it, which is let go as it is read."""
+    made = [load_run(folder, dtype=torch.float32)]
+    spec, shapes = made[0].spec, _shapes(made[0])
+
+    def tensors() -> Iterable[tuple[str, Tensor]]:
+        return (made.pop() if made else load_run(folder, dtype=torch.float32)).state_dict().items()
+
+    return Source(spec, shapes, tensors)  # type: ignore[arg-type]
+
+
+def _files(folder: Path, specs: Sequence[dict[str, Any]], as_filed: bool) -> Source:
+    kind = read_json(folder / "config.json").get("model_type")
+    chosen = next((spec for spec in specs if (spec.get("hf") or {}).get("model_type") == kind), specs[0])
+    opened = Opened(folder, lambda _: chosen, None if as_filed or chosen is not specs[0] else chosen.get("head"))
+    opened.told_of_fresh()
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in opened.tensors():
+            if int(os.environ.get("RANK", 0)) == 0:  # one of those that read them looks at them
+                opened.look_at(name, tensor)
+            yield name, tensor
+
+    return Source(opened.model.spec, _shapes(opened.model), tensors, opened.fresh)  # type: ignore[arg-type]
+
+
+def _shapes(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
+
+def _part(model: nn.Module, path: str, source: str) -> Callable[[], Iterator[tuple[str, Tensor]]]:
+    """Return what gives a part of a model the weights of another: a detector's backbone, a model's towers.
 
     A source that has a part of that path gives that one; any other gives all it has but its head. A CLIP's last norm
-    is part of its head, and of LLaVA's tower.
+    is part of its head, and of LLaVA's tower. What a source has no weights for stays as it is.
 
     Raises:
         SpecError: the model has no such part.
         CheckpointError: the source is missing, damaged, or of other sizes.
     """
     key, prefix = f"init_parts.{path}", f"{path}."
-    ours = {name.removeprefix(prefix): t for name, t in model.state_dict().items() if name.startswith(prefix)}
+    spec: Any = model.spec
+    ours = {name.removeprefix(prefix): shape for name, shape in _shapes(model).items() if name.startswith(prefix)}
     inner = reduce(lambda found, name: (found or {}).get(name), path.split("."), spec)
     if not ours or not isinstance(inner, Mapping):
         parts = [name for name, _ in model.named_children()]
         told = f"the model has no such part{did_you_mean(path, parts)}; it has {listing(parts)}"
         raise SpecError(problems=[(key, told)])
-    weights = _loaded(source, dict(inner), dict(spec)).state_dict()
-    theirs = {name.removeprefix(prefix): t for name, t in weights.items() if name.startswith(prefix)} or weights
-    for name, tensor in ours.items():
+    found = source_of(source, dict(inner), spec)
+    inside = prefix if any(name.startswith(prefix) for name in found.shapes) else ""
+    fresh = tuple(f"{part}." for part in found.fresh)
+    wanted: dict[str, str] = {}
+    for name, shape in ours.items():
         if name.startswith(HEAD):
             continue
-        if name not in theirs:
-            name = name.replace("trunk.final_norm.", f"{HEAD}norm.")
-        if name not in theirs or theirs[name].shape != tensor.shape:
-            there = f"is {list(theirs[name].shape)} there" if name in theirs else "is not there"
-            told = f"{name} {there} and {list(tensor.shape)} in this run's model"
+        theirs = inside + name
+        if theirs not in found.shapes:
+            theirs = inside + name.replace("trunk.final_norm.", f"{HEAD}norm.")
+        if found.shapes.get(theirs) != shape:
+            there = f"is {list(found.shapes[theirs])} there" if theirs in found.shapes else "is not there"
+            told = f"{name} {there} and {list(shape)} in this run's model"
             raise CheckpointError(f"{key}={source}: {told}; choose the model's YAML of that size")
-        tensor.copy_(theirs[name])
-
-
-def _loaded(source: str, *specs: dict[str, Any]) -> nn.Module:
-    """Return the model of a run, or of a folder of Hugging Face's format, read by the spec of its type or the first."""
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        folder = fetch(source)
-    if (folder / "run.json").is_file():
-        return load_run(folder, dtype=torch.float32)
-
-    kind = read_json(folder / "config.json").get("model_type")
-    chosen = next((spec for spec in specs if (spec.get("hf") or {}).get("model_type") == kind), specs[0])
-    head = chosen.get("head") if chosen is specs[0] else None
-    return load(folder, lambda _: chosen, dtype=torch.float32, head=head)
+        if not theirs.startswith(fresh):
+            wanted[theirs] = prefix + name
+    return lambda: ((wanted[name], tensor) for name, tensor in found.tensors() if name in wanted)
 
 
 def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:

@@ -98,8 +98,10 @@ class Distillation(Task):
         """Return the three means of the last step of this rank, before they are weighed."""
         return {**super().gauges(), **{f"train/{name}": float(value) for name, value in self.parts.items()}}
 
-    def on_fit_start(self) -> None:
-        self.teacher.to(self.device)
+    def configure_model(self) -> None:
+        """Keep this rank's part of the teacher too."""
+        super().configure_model()
+        self.share.divide(self.teacher)
 
     def training_step(self, micro_batches: list[Batch]) -> None:
         self.parts = {}
@@ -110,7 +112,7 @@ class Distillation(Task):
         given = self.inputs(batch)
         every = bool(self.cosine) and self.layers == "every"
         out = self.model(**given, output_hidden_states=every)
-        with torch.no_grad():
+        with self.asked(self.teacher):
             told = self.teacher(**{n: t for n, t in given.items() if n != "labels"}, output_hidden_states=every)
         real = real_tokens(batch)
         soft = soft_loss_sum(out.logits[real], told.logits[real], self.temperature)
@@ -137,11 +139,11 @@ class Distillation(Task):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["teacher"] = self._heard = self._heard or frozen_digest(self.teacher)
+        checkpoint["teacher"] = self._heard = self._heard or frozen_digest(self.teacher, self.share)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        self._heard = frozen_digest(self.teacher)
+        self._heard = frozen_digest(self.teacher, self.share)
         if checkpoint.get("teacher") != self._heard:
             raise CheckpointError("the weights teacher.source names are not those this run began to learn from")
 

@@ -97,9 +97,11 @@ class Preference(RecordTask):
     def targets(self, batch: Batch) -> Tensor:
         return torch.tensor(len(batch["labels"]) // 2, device=batch["labels"].device)
 
-    def on_fit_start(self) -> None:
+    def configure_model(self) -> None:
+        """Keep this rank's part of the reference too."""
+        super().configure_model()
         if self.reference is not None:
-            self.reference.to(self.device)
+            self.share.divide(self.reference)
 
     def learned(self, batch: Batch) -> Output:
         return self.scored(batch)
@@ -122,7 +124,8 @@ class Preference(RecordTask):
 
     def _started(self, batch: Batch) -> Tensor:
         if self.reference is not None:
-            return self._answers(self.reference.to(self.device), batch)
+            with self.asked(self.reference):
+                return self._answers(self.reference, batch)
         with adapter_off(self.model):
             return self._answers(self.model, batch)
 
@@ -138,12 +141,12 @@ class Preference(RecordTask):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         if self.reference is not None:
-            checkpoint["reference"] = self._begun = self._begun or frozen_digest(self.reference)
+            checkpoint["reference"] = self._begun = self._begun or frozen_digest(self.reference, self.share)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         if self.reference is not None:
-            self._begun = frozen_digest(self.reference)
+            self._begun = frozen_digest(self.reference, self.share)
             if checkpoint.get("reference") != self._begun:
                 raise CheckpointError("the weights init_from names are not those this run's reference began with")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import lightning.pytorch as L
@@ -110,6 +110,15 @@ class Task(L.LightningModule):
         self.share.divide(self.model)
         if self.adapted:  # before an engine puts what is frozen into pieces, or into another type
             self._base = self._base or frozen_digest(self.model, self.share)
+
+    @contextlib.contextmanager
+    def asked(self, other: nn.Module) -> Iterator[None]:
+        """Within, a model that never trains answers beside the task's own: a reference, a teacher."""
+        if not any(hasattr(p, "to_local") for p in other.parameters()):  # else it is where its ranks keep their parts
+            other.to(self.device)
+        with torch.no_grad():
+            yield
+        self.share.settle(other)
 
     def configure_optimizers(self) -> Optimizer:
         """Return the optimizer `make_optimizer` makes."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 from mlplatform.blocks.heads import VocabularyLinear
 from mlplatform.errors import SpecError, did_you_mean, listing
+from mlplatform.models.start import Holder, Start
 from mlplatform.registry import Fraction, Positive, PositiveFloat, Text, block
 from mlplatform.training.freezing import freeze, matches
 
@@ -52,7 +55,8 @@ class LoRA:
     def apply(self, model: nn.Module, seed: int = 0) -> None:
         """Freeze a model and put the adapters in.
 
-        Its linear maps that get one become peft's layers: `X.weight` is `X.base_layer.weight` then.
+        Its linear maps that get one become peft's layers: `X.weight` is `X.base_layer.weight` then. Where the model
+        has no memory yet, adapters get their values with it.
 
         Raises:
             SpecError: a pattern names nothing an adapter can stand on.
@@ -62,14 +66,32 @@ class LoRA:
         also = [p for p in model.parameters() if p.requires_grad]
         if self.quantize and next(model.parameters()).device.type != "meta":
             _quantise(model)
-        from peft import inject_adapter_in_model
-
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            inject_adapter_in_model(self.config(chosen), model)
+            self._inject(chosen, model)
         for parameter in also:
             parameter.requires_grad_()
         model.adapted = True  # type: ignore[assignment]  # its checkpoints hold what trains alone
+        if hasattr(model, "first_values"):
+            model.first_values = Adapted(model.first_values, self, seed)  # type: ignore[assignment,arg-type]
+
+    def drawn(self, layer: Any, weight: Tensor | None) -> dict[str, Tensor]:
+        """Return the first values of the adapter in one of peft's layers, by name, as `apply` draws them.
+
+        Args:
+            weight: what it stands on, which DoRA reads.
+        """
+        plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta").to_empty(device="cpu")
+        if weight is not None:
+            plain.weight = nn.Parameter(weight, requires_grad=False)
+        self._inject(["alone"], holder := nn.ModuleDict({"alone": plain}))
+        made = holder["alone"].state_dict()
+        return {name: tensor for name, tensor in made.items() if not name.startswith("base_layer.")}
+
+    def _inject(self, modules: list[str], model: nn.Module) -> None:
+        from peft import inject_adapter_in_model
+
+        inject_adapter_in_model(self.config(modules), model)
 
     def config(self, modules: list[str], **more: Any) -> Any:
         """Return peft's config for the linear maps of those names."""
@@ -95,6 +117,51 @@ class LoRA:
         return [name for name in linear if matches(name, self.targets)]
 
 
+class Adapted:
+    """The values of a model with adapters that has no memory yet (models/start.py's Start).
+
+    peft itself draws each adapter, one after the other from the random numbers it takes for all of them.
+    """
+
+    def __init__(self, below: Start, adapter: LoRA, seed: int) -> None:
+        self.below, self.adapter, self.seed = below, adapter, seed
+
+    @torch.no_grad()
+    def fill(self, model: nn.Module, holder: Holder) -> None:
+        """Give the model its values, then the adapters theirs."""
+        with _without(model) as layers:
+            self.below.fill(model, holder)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            for path, layer in layers.items():
+                weight = holder.whole(f"{path}.base_layer.weight") if self.adapter.dora else None
+                for name, tensor in self.adapter.drawn(layer, weight).items():
+                    holder.put(f"{path}.{name}", tensor)
+
+
+def _layers(model: nn.Module) -> dict[str, Any]:
+    """Return peft's layers by path."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+
+
+@contextlib.contextmanager
+def _without(model: nn.Module) -> Iterator[dict[str, Any]]:
+    """Within, linear maps stand in the model without their adapters, under the names they have in the plain one."""
+    layers = _layers(model)
+    for path, layer in layers.items():
+        _place(model, path, layer.get_base_layer())
+    yield layers
+    for path, layer in layers.items():
+        _place(model, path, layer)
+
+
+def _place(model: nn.Module, path: str, module: nn.Module) -> None:
+    holder, _, last = path.rpartition(".")
+    setattr(model.get_submodule(holder), last, module)
+
+
 def adapter_tensors(model: nn.Module) -> dict[str, dict[str, Tensor]]:
     """Return, by the path of each adapted linear map, its `lora_A`, `lora_B` and, of DoRA, `lora_magnitude_vector`."""
     found: dict[str, dict[str, Tensor]] = {}
@@ -113,13 +180,9 @@ def trained_beside(model: nn.Module) -> dict[str, Tensor]:
 
 def merge(model: nn.Module) -> nn.Module:
     """Add the adapters to the weights they stand on and take them out: the plain model again, in place."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for name, module in list(model.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            module.merge(safe_merge=True)  # raises where the sum is not finite
-            holder, _, last = name.rpartition(".")
-            setattr(model.get_submodule(holder), last, module.get_base_layer())
+    for path, layer in _layers(model).items():
+        layer.merge(safe_merge=True)  # raises where the sum is not finite
+        _place(model, path, layer.get_base_layer())
     model.adapted = False  # type: ignore[assignment]
     if hasattr(model, "peft_config"):
         del model.peft_config
@@ -144,5 +207,4 @@ def _quantise(model: nn.Module) -> None:
             module.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True
         )
         small.bias = module.bias
-        holder, _, last = name.rpartition(".")
-        setattr(model.get_submodule(holder), last, small)
+        _place(model, name, small)

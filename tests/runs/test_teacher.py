@@ -125,9 +125,9 @@ def test_a_distilbert_from_every_second_layer_of_a_bert(tmp_path: Path, monkeypa
 
 def test_a_folder_of_theirs_needs_its_yaml(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"teacher\.model: .* is no run folder, so the YAML of its model is needed"):
-        Teacher(source=str(tmp_path)).load()
+        Teacher(source=str(tmp_path)).shell()
     with pytest.raises(CheckpointError, match="no such folder"):
-        Teacher(source=str(tmp_path / "nowhere")).load()
+        Teacher(source=str(tmp_path / "nowhere")).shell()
 
 
 def test_a_run_is_found_by_the_name_of_its_experiment(tmp_path: Path) -> None:

@@ -92,8 +92,7 @@ def make(folder: Path, cell: Cell, strategy: Spec) -> Made:
         return Made(pairs.task, pairs.data)
     name, task, kind, overrides = TOWERS[cell.model]
     spec = compose_model(name, overrides).check().config
-    filled = strategy.build().fills and cell.adapter is None
-    built = later(spec, Drawn(1)) if filled else build(spec, seed=1)
+    built = later(spec, Drawn(1)) if strategy.build().fills else build(spec, seed=1)
     freeze(built, cell.freeze)
     if cell.adapter is not None:
         Spec.of(cell.adapter, "adapter", "adapter").build().apply(built, seed=2)

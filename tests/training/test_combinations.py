@@ -48,7 +48,7 @@ LOOSE = {"gather=bf16": 1e-3, "precision=bf16-mixed": 1e-3}
 """How far a loss may be from that of one process, where numbers are rounded to bf16; else 1e-5."""
 FEW = {
     "fsdp": ["activation_checkpointing=selective", "offload=true", "adapter=lora", "freeze=[trunk.input, *.mlp]"],
-    "tp": ["activation_checkpointing=selective", "adapter=lora", "freeze=[trunk.input, *.mlp]"],
+    "tp": ["activation_checkpointing=selective", "adapter.dora=true", "freeze=[trunk.input, *.mlp]"],
     "zero3": ["freeze=[trunk.input, *.mlp]", "clip_norm=0.1", "adapter.dora=true", "ema=0.9"],
 }
 STEPS = 4

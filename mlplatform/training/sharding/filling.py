@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor, nn
 
 from mlplatform.training.sharding import flat
 from mlplatform.training.sharding.holding import OwnParts
+
+ONE = {"train_micro_batch_size_per_gpu": 1, "steps_per_print": 2**31}
+"""What DeepSpeed wants to be told and what we count ourselves."""
 
 
 def make_in_pieces(model: Any, offload: bool) -> None:
@@ -29,6 +33,14 @@ def make_in_pieces(model: Any, offload: bool) -> None:
             if buffer is not None:
                 module._buffers[name] = torch.empty_like(buffer, device=engine.local_device)
     model.first_values.fill(model, OwnPieces(model))
+    del model.first_values  # and the files it reads
+
+
+def answering(model: nn.Module, options: Mapping[str, Any]) -> Any:
+    """Return DeepSpeed's engine of a model in pieces that never trains: its layers are gathered as they compute."""
+    import deepspeed
+
+    return deepspeed.initialize(model=model, config={"zero_optimization": dict(options), **ONE})[0]
 
 
 def _in_pieces(parameter: Any, engine: Any) -> nn.Parameter:
@@ -53,9 +65,6 @@ def convert(parameter: Any, dtype: torch.dtype) -> None:
 class OwnPieces(OwnParts):
     """This rank's pieces of a model (models/start.py's Holder)."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-
     def shape(self, parameter: nn.Parameter) -> torch.Size:
         """Return the shape of a whole parameter."""
         return flat.shape(parameter)
@@ -67,9 +76,17 @@ class OwnPieces(OwnParts):
 
     def put(self, name: str, whole: Tensor) -> None:
         """Keep this rank's piece of a parameter, or a buffer."""
-        path, _, last = name.rpartition(".")
-        own = getattr(self.model.get_submodule(path), last)
+        own = self._named(name)
         if isinstance(own, nn.Parameter):
             self.keep(own, whole)
         else:
             own.copy_(whole)
+
+    def whole(self, name: str) -> Tensor:
+        """Gather a parameter."""
+        own = self._named(name)
+        return flat.whole(own, flat.computed(own)).view(flat.shape(own)).cpu()
+
+    def _named(self, name: str) -> Any:
+        path, _, last = name.rpartition(".")
+        return getattr(self.model.get_submodule(path), last)

@@ -17,7 +17,7 @@ class OwnParts:
     """This rank's parts of a model (models/start.py's Holder)."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.tensors: dict[str, Tensor] = model.state_dict()
+        self.model = model
 
     @contextlib.contextmanager
     def lend(self, module: nn.Module, deep: bool) -> Iterator[None]:
@@ -44,7 +44,18 @@ class OwnParts:
 
     def put(self, name: str, whole: Tensor) -> None:
         """Keep this rank's part of a tensor."""
-        keep(self.tensors[name], whole)
+        keep(self._own(name), whole)
+
+    def whole(self, name: str) -> Tensor:
+        """Gather a parameter."""
+        own = self._own(name)
+        if isinstance(own, DTensor):  # what lies in main memory is sent from the device
+            own = own.to(own.device_mesh.device_type).full_tensor()
+        return own.cpu()
+
+    def _own(self, name: str) -> Tensor:
+        path, _, last = name.rpartition(".")
+        return getattr(self.model.get_submodule(path), last).detach()
 
 
 def keep(own: Tensor, whole: Tensor) -> None:

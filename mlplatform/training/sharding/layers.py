@@ -8,8 +8,9 @@ A block that can be divided has
                 `table` and `vocabulary`, where ranks divide the number of tokens (vocabulary.py)
     divisible() by name, the numbers that the ranks must divide; empty where the block can't be divided
 
-Of a linear map with an adapter (LoRA) the map is divided, and of the adapter's two what faces the divided side. A block
-without these, or with parts that are neither (DoRA, 4 bits), is held whole by every rank.
+Of a linear map with an adapter (LoRA) the map is divided, and of the adapter's two what faces the divided side; DoRA's
+magnitudes go with the map (dora.py). A block without these, or with parts that are neither (4 bits), is held whole by
+every rank.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 from mlplatform.errors import SpecError, listing
+from mlplatform.training.sharding.dora import divide_directions
 from mlplatform.training.sharding.vocabulary import divide_vocabulary
 
 LINEAR = ("columns", "rows", "groups")
@@ -74,9 +76,12 @@ def divide_layers(model: nn.Module, mesh: DeviceMesh) -> None:
             if part is not None:
                 trained = {key for key, p in part.named_parameters() if p.requires_grad}
                 style = _style(how, module, mesh)
-                for face in [part] if isinstance(style, SharedGroups) else _faces(part, how):
+                faces = [part] if isinstance(style, SharedGroups) else _faces(part, how)
+                for face in faces:
                     # All ranks hold the same weights: each cuts its part out.
                     parallelize_module(face, mesh, style, src_data_rank=None)
+                if faces != [part]:
+                    divide_directions(part, how, mesh)
                 for key, p in part.named_parameters():
                     p.requires_grad_(key in trained)
     divide_vocabulary(model, mesh)
@@ -95,7 +100,7 @@ def _able(module: Any) -> bool:
 
 def _linear(part: Any) -> bool:
     """Whether a module is a plain linear map, or one with an adapter that adds to what it writes."""
-    adapted = isinstance(getattr(part, "lora_A", None), nn.ModuleDict) and not len(part.lora_magnitude_vector)
+    adapted = isinstance(getattr(part, "lora_A", None), nn.ModuleDict)
     return type(part) is nn.Linear or (adapted and type(part.base_layer) is nn.Linear)
 
 

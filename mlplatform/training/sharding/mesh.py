@@ -62,7 +62,7 @@ class MeshShare(Share):
         """What no engine averages: scalars, which can't be sharded, and vectors that only their block changes."""
         self.held_alone: set[nn.Parameter] = set()
         """Experts of this rank, which all ranks' tokens come to."""
-        self.divided = False
+        self.divided: set[nn.Module] = set()
 
     def join(self, device: str) -> DeviceMesh:
         """Make the process groups, once all processes are there; return the mesh."""
@@ -80,23 +80,27 @@ class MeshShare(Share):
     def divide(self, model: nn.Module) -> None:
         """Leave this rank its part of a model: parts of layers first, then experts, then shards of what that leaves.
 
+        There may be others beside the one that trains, which never do: a reference, a teacher.
         A model on the meta device gets its memory and its values afterwards, so that no rank ever holds it whole.
         """
-        if self.divided:
+        if model in self.divided:
             return
         assert self.mesh is not None
-        self.divided = True
+        self.divided.add(model)
         self._divide(model, self.mesh)
         if any(tensor.is_meta for tensor in model.parameters()):
             self._fill(model, "cpu" if self.offload else self.mesh.device_type)
 
     def _fill(self, model: Any, device: str) -> None:
-        names = {name for name, p in model.named_parameters() if p in self.apart}
-        experts = {name for name, p in model.named_parameters() if p in self.held_alone}
+        groups = (self.apart, self.held_alone)
+        before = [(group, name, p) for group in groups for name, p in model.named_parameters() if p in group]
         model.to_empty(device=device)
         model.first_values.fill(model, OwnParts(model))
+        del model.first_values  # and the files it reads
         now = dict(model.named_parameters())  # memory makes some of them other objects
-        self.apart, self.held_alone = ({now[name] for name in group} for group in (names, experts))
+        for group, name, p in before:
+            group.remove(p)
+            group.add(now[name])
 
     def _divide(self, model: nn.Module, mesh: DeviceMesh) -> None:
         if self.sizes.parts > 1:
@@ -106,8 +110,8 @@ class MeshShare(Share):
         if self.holders == 1:
             return
         if self.experts:
-            self.held_alone = divide_experts(model, mesh[SHARDS])
-        self.apart = {p for p in model.parameters() if p.ndim == 0 or (p.ndim == 1 and not p.requires_grad)}
+            self.held_alone |= divide_experts(model, mesh[SHARDS])
+        self.apart |= {p for p in model.parameters() if p.ndim == 0 or (p.ndim == 1 and not p.requires_grad)}
         rows = mesh[COPIES, SHARDS] if self.sizes.copies > 1 else mesh[SHARDS]
         options: dict[str, Any] = {"mesh": rows, "ignored_params": self.apart | self.held_alone}
         if self.gather == "bf16":

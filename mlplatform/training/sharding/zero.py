@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from mlplatform.models.share import Share
 from mlplatform.training.sharding import flat
-from mlplatform.training.sharding.filling import convert, make_in_pieces
+from mlplatform.training.sharding.filling import ONE, answering, convert, make_in_pieces
 from mlplatform.training.sharding.flat import Flat
 from mlplatform.training.sharding.states import by_name, regrouped
 from mlplatform.training.shards import Piece, Unread
@@ -30,15 +30,18 @@ class ZeroShare(Share):
     """Weights, gradients or moments in DeepSpeed's flat pieces, by stage; it clips, and says the norm afterwards.
 
     Args:
-        offload: pieces of weights lie in main memory.
+        options: DeepSpeed's `zero_optimization`.
+
+    Attributes:
+        beside: engines of models that never train.
     """
 
     clips = False
     engine: Any = None
 
-    def __init__(self, number: int, count: int, offload: bool = False) -> None:
+    def __init__(self, number: int, count: int, options: Mapping[str, Any]) -> None:
         super().__init__(number, count)
-        self.offload = offload
+        self.options, self.beside = options, list[Any]()
 
     def divide(self, model: nn.Module) -> None:
         """Give scalar weights a dimension, in place: DeepSpeed sends nothing without one between ranks.
@@ -53,7 +56,9 @@ class ZeroShare(Share):
                     row.scalar = True
                     module.register_parameter(name, row)
         if any(p.is_meta for p in model.parameters()):
-            make_in_pieces(model, self.offload)
+            make_in_pieces(model, "offload_param" in self.options)
+            if not any(p.requires_grad for p in model.parameters()):  # a reference, a teacher
+                self.beside.append(answering(model, self.options))
 
     @property
     def divides(self) -> bool:  # type: ignore[override]
@@ -138,8 +143,7 @@ class ZeroStrategy(DeepSpeedStrategy):
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
             "gradient_clipping": clip_norm or 0.0,
-            "train_micro_batch_size_per_gpu": 1,
-            "steps_per_print": 2**31,
+            **ONE,
         }
         super().__init__(config=config, process_group_backend=backend, logging_level=logging.ERROR)
         self.share = share

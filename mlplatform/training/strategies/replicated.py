@@ -52,6 +52,9 @@ class Arrangement:
     def check_model(self, model: nn.Module, optimizer: Spec, place: Place) -> None:
         """Raise SpecError when the model or the optimizer can't be divided so. The model is one on the meta device."""
 
+    def check_blocks(self, model: nn.Module, place: Place) -> None:
+        """Raise SpecError when the blocks of a model can't be divided so, be it one that trains or not."""
+
     def portions(self, model: nn.Module, processes: int) -> Portions:
         """Return how much of a model each of so many ranks holds. The model is one on the meta device."""
         return Portions()

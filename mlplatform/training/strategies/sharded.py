@@ -52,6 +52,10 @@ class Sharded(Arrangement):
         if name not in ("adamw", "muon", *ELEMENTWISE):
             told = f"the state of {name} can't be divided among ranks; use adamw or muon, or strategy=ddp"
             raise SpecError(problems=[("optimizer", told)])
+        self.check_blocks(model, place)
+
+    def check_blocks(self, model: nn.Module, place: Place) -> None:
+        """Raise SpecError when ranks can't divide the layers of a model."""
         if (size := self.sizes(place.processes).parts) > 1:
             check_layers(model, size, self.kind)
 
@@ -191,13 +195,16 @@ class ExpertParallel(Sharded):
         return Mesh(1, processes, 1)
 
     def check_model(self, model: nn.Module, optimizer: Spec, place: Place) -> None:
-        """Raise SpecError for a model without experts, or with a number of them the ranks don't divide."""
+        """Raise SpecError for a model without experts."""
         super().check_model(model, optimizer, place)
-        found = {name: len(moe.experts.gate) for name, moe in mixtures(model)}
-        if not found:
+        if not any(True for _ in mixtures(model)):
             told = "strategy=ep divides experts among ranks and this model has none"
             raise SpecError(problems=[("strategy", f"{told}; use strategy=fsdp, or a model such as model=afmoe_tiny")])
-        for name, experts in found.items():
+
+    def check_blocks(self, model: nn.Module, place: Place) -> None:
+        """Raise SpecError for a number of experts the ranks don't divide."""
+        for name, moe in mixtures(model):
+            experts = len(moe.experts.gate)
             if experts % place.processes:
                 fits = listing(n for n in range(2, experts + 1) if experts % n == 0)
                 told = f"{name} has {experts} experts, which {place.processes} ranks don't divide"

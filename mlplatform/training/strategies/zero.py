@@ -53,7 +53,7 @@ class ZeRO(Arrangement):
         """Return which part of each batch is this process's."""
         from mlplatform.training.sharding.zero import ZeroShare
 
-        return ZeroShare(place.rank, place.processes, self.offload)
+        return ZeroShare(place.rank, place.processes, self.options())
 
     def plugin(self, number: PrecisionName, device: str) -> Precision:
         """Return Lightning's precision plugin for DeepSpeed: in bf16-mixed all computes in bf16, on weights in fp32."""
