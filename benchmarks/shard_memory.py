@@ -4,8 +4,8 @@
 
 Each run is made of new processes. Counted is memory of their own (`RssAnon`: no file's pages) above what they had
 before the model was made; `start` is until the model has its values, `run` until the end of a step of AdamW and a save.
-With `--init-from` the values come from a checkpoint of Hugging Face's format, else they are drawn. With `--adapter`
-LoRA's matrices of the layers' linear maps train and are saved, alone.
+With `--init-from` the values come from a checkpoint of Hugging Face's format in bf16 (of one in fp32 a process that has
+all would use the file's pages), else they are drawn. With `--adapter` LoRA's matrices train and are saved, alone.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         if asked.init_from:
             asked.init_from = f"{place}/source"
-            mp.save(mp.build("llama", SIZE), asked.init_from)
+            mp.save(mp.build("llama", SIZE).bfloat16(), asked.init_from)
         compare(asked)
 
 

@@ -169,8 +169,8 @@ def first_values(model: nn.Module, source: str | None, parts: Mapping[str, str],
         CheckpointError: one of them is missing, damaged or of another model. SpecError: the model lacks a part.
     """
     start: Start = values_of(model, source, seed) if source else Drawn(seed)
-    for path, given in parts.items():
-        start = Over(start, _part(model, path, given))
+    for path, place in parts.items():
+        start = Over(start, _part(model, path, place))
     return start
 
 

@@ -85,8 +85,8 @@ class LoRA:
         if weight is not None:
             plain.weight = nn.Parameter(weight, requires_grad=False)
         self._inject(["alone"], holder := nn.ModuleDict({"alone": plain}))
-        made = holder["alone"].state_dict()
-        return {name: tensor for name, tensor in made.items() if not name.startswith("base_layer.")}
+        del plain.weight  # peft's objects refer to each other, so that they stay until they are looked for
+        return dict(holder["alone"].state_dict())
 
     def _inject(self, modules: list[str], model: nn.Module) -> None:
         from peft import inject_adapter_in_model
@@ -131,12 +131,23 @@ class Adapted:
         """Give the model its values, then the adapters theirs."""
         with _without(model) as layers:
             self.below.fill(model, holder)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _new_tensors(torch.float32):
             torch.manual_seed(self.seed)
             for path, layer in layers.items():
                 weight = holder.whole(f"{path}.base_layer.weight") if self.adapter.dora else None
                 for name, tensor in self.adapter.drawn(layer, weight).items():
                     holder.put(f"{path}.{name}", tensor)
+
+
+@contextlib.contextmanager
+def _new_tensors(dtype: torch.dtype) -> Iterator[None]:
+    """Within, peft draws in this type, whatever Lightning makes new tensors in: of others come other numbers."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _layers(model: nn.Module) -> dict[str, Any]:

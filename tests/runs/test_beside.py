@@ -11,12 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import curves, finished, prepared
+import torch
+from test_export_sharded import WIDE, Anonymous, in_processes
+from tiny_runs import composed, curves, finished, prepared
+from torch.distributed import destroy_process_group, init_process_group
 from torch.distributed.tensor import DTensor
 
 from mlplatform.cli.main import main
+from mlplatform.interop import save
+from mlplatform.models import build
+from mlplatform.registry import Spec
+from mlplatform.runs.weights import first_values, given
 from mlplatform.runs.worker import run as work
 from mlplatform.tasks.task import Task
+from mlplatform.training.strategies import Place
 
 pytestmark = pytest.mark.distributed
 
@@ -131,3 +139,37 @@ def test_two_ranks_go_on_exactly(tmp_path: Path, base: Path, name: str) -> None:
     shutil.copytree(whole / "checkpoints/step=00000002", part / "checkpoints/step=00000002")
     in_two(part)
     assert curves(part) == [row for row in curves(whole) if row["step"] > 2]
+
+
+# ---- memory ----
+
+
+def _divide(place: Path, rank: int) -> None:
+    """One of two ranks: make its part of a model of 130 MB with LoRA from a file in bf16; write down what it took."""
+    torch.set_num_threads(1)
+    init_process_group("gloo", init_method=f"file://{place}/meeting", rank=rank, world_size=2)
+    adapter = Spec.of({"kind": "lora", "targets": ["trunk.layers"]}, "adapter", "adapter").build()
+    share: Any = Spec.of({"kind": "fsdp"}, "strategy", "strategy").build().share(Place("cpu", 2, rank, 2))
+    share.join("cpu")
+    small = build(composed(place).config["model"], device="meta")  # what is imported and kept is no part of it
+    adapter.apply(given(small, first_values(small, None, {}), later=True))
+    share.divide(small)
+    spec = composed(place, *WIDE).config["model"]
+    with Anonymous() as taken:
+        model = build(spec, device="meta")
+        given(model, first_values(model, str(place / "source"), {}), later=True)
+        adapter.apply(model)
+        share.divide(model)
+    (place / f"taken-{rank}.json").write_text(json.dumps([taken.most - taken.start, held(model)]))
+    destroy_process_group()
+
+
+def test_no_rank_ever_holds_the_whole_model(tmp_path: Path) -> None:
+    model = build(composed(tmp_path, *WIDE).config["model"])
+    size = sum(p.nbytes for p in model.parameters())
+    save(model.bfloat16(), tmp_path / "source")
+    assert in_processes((_divide, tmp_path, 0), (_divide, tmp_path, 1)) == [0, 0]
+    for rank in (0, 1):
+        taken, share = json.loads((tmp_path / f"taken-{rank}.json").read_text())
+        assert share < 0.51
+        assert 0.45 * size < taken < 0.7 * size  # made whole first, it was more than all of it

@@ -80,6 +80,10 @@ def test_a_student_starts_from_the_layers_named(tmp_path: Path, teacher: Path) -
             ["teacher.layers=[0]", "model.trunk.layer.mlp.width=40"],
             r"teacher\.layers: .*mlp\.\w+\.weight is \[40, 32\]",
         ),
+        (
+            ["strategy=tp", "trainer.devices=4", "model.trunk.layer.attention.heads=4", "optimizer=adamw"],
+            r"teacher: model\.trunk\.layers\.0\.attention\.heads=2 can't be divided by 4 ranks; 2 ranks would fit",
+        ),
         (["model.trunk.dim=16"], r"task: cosine=1\.0 compares hidden states, and the student's are 16 wide"),
     ],
 )
