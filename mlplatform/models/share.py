@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -65,8 +66,33 @@ class Share:
         """Take note of a weight that its block has changed by itself."""
 
     def held(self, parameter: nn.Parameter) -> Tensor:
-        """Return what this rank holds of a parameter, to read and to change in place."""
+        """Return what this rank holds of a parameter, as its optimizer steps it."""
         return parameter.detach()
+
+    def whole(self, tensor: Any) -> Tensor:
+        """Return all of a parameter or buffer; all ranks call it."""
+        return tensor.detach().full_tensor() if hasattr(tensor, "full_tensor") else tensor.detach()
+
+    def part(self, parameter: nn.Parameter, stored: Any) -> Tensor:
+        """Return this rank's part of a tensor that a checkpoint holds, divided as the parameter is."""
+        return stored.to(self.held(parameter).device)
+
+    def written(self, parameter: nn.Parameter, part: Tensor) -> Any:
+        """Return what this rank writes of a tensor that is divided as the parameter is. All ranks call it."""
+        return part
+
+    @contextlib.contextmanager
+    def exchanged(self, values: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
+        """Within, the model computes with other values, of which each rank gives its part. All ranks call it."""
+        held = [(self.held(p), value) for p, value in values.items()]
+        kept = [own.clone() for own, _ in held]
+        try:
+            for own, value in held:
+                own.copy_(value)
+            yield
+        finally:
+            for (own, _), before in zip(held, kept, strict=True):
+                own.copy_(before)
 
     def shape(self, parameter: Tensor) -> torch.Size:
         """Return the shape of a whole parameter."""

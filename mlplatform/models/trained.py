@@ -10,19 +10,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mlplatform.models.share import Share
+
 
 def trained_names(model: nn.Module) -> set[str]:
     """Return the names of the parameters that take a gradient."""
     return {name for name, p in model.named_parameters() if p.requires_grad}
 
 
-def frozen_digest(model: nn.Module) -> str:
-    """Return a hash of all a model has that does not train: names, types and every byte."""
+def frozen_digest(model: nn.Module, share: Share | None = None) -> str:
+    """Return a hash of all a model has that does not train: names, types and every byte.
+
+    Args:
+        share: how ranks divide the model; all of them call it.
+    """
     trained, digest = trained_names(model), hashlib.sha256()
-    for name, tensor in model.state_dict().items():
+    for name, tensor in model.state_dict(keep_vars=True).items():
         if name not in trained:
             digest.update(f"{name} {tensor.dtype}".encode())
-            digest.update(_bytes(tensor))
+            digest.update(_bytes((share or Share()).whole(tensor)))
     return digest.hexdigest()
 
 
@@ -48,6 +54,4 @@ def adapter_alone(model: nn.Module) -> bool:
 
 
 def _bytes(tensor: Tensor) -> Any:
-    whole: Any = tensor.detach()
-    whole = whole.full_tensor() if hasattr(whole, "full_tensor") else whole  # of a model divided among ranks
-    return whole.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()

@@ -139,11 +139,11 @@ class Distillation(Task):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["teacher"] = self._heard = self._heard or frozen_digest(self.teacher)
+        checkpoint["teacher"] = self._heard = self._heard or frozen_digest(self.teacher, self.share)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        self._heard = frozen_digest(self.teacher)
+        self._heard = frozen_digest(self.teacher, self.share)
         if checkpoint.get("teacher") != self._heard:
             raise CheckpointError("the weights teacher.source names are not those this run began to learn from")
 

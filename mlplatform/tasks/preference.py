@@ -141,12 +141,12 @@ class Preference(RecordTask):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         if self.reference is not None:
-            checkpoint["reference"] = self._begun = self._begun or frozen_digest(self.reference)
+            checkpoint["reference"] = self._begun = self._begun or frozen_digest(self.reference, self.share)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         if self.reference is not None:
-            self._begun = frozen_digest(self.reference)
+            self._begun = frozen_digest(self.reference, self.share)
             if checkpoint.get("reference") != self._begun:
                 raise CheckpointError("the weights init_from names are not those this run's reference began with")
 

@@ -108,6 +108,8 @@ class Task(L.LightningModule):
     def configure_model(self) -> None:
         """Keep this rank's part of the model; Lightning calls it once processes can talk to each other."""
         self.share.divide(self.model)
+        if self.adapted:  # before an engine puts what is frozen into pieces, or into another type
+            self._base = self._base or frozen_digest(self.model, self.share)
 
     @contextlib.contextmanager
     def asked(self, other: nn.Module) -> Iterator[None]:
@@ -277,14 +279,13 @@ class Task(L.LightningModule):
         """Of a model on frozen weights, keep what trains and a hash of the rest."""
         if self.adapted:
             checkpoint["state_dict"] = {n: t for n, t in checkpoint["state_dict"].items() if n in self._trained()}
-            checkpoint["base"] = self._base = self._base or frozen_digest(self.model)
+            checkpoint["base"] = self._base
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the weights of another model, and those that stood on other frozen ones."""
         own = self.state_dict()
         if self.adapted:
             own = {name: own[name] for name in self._trained()}
-            self._base = frozen_digest(self.model)
             if checkpoint.get("base") != self._base:
                 raise CheckpointError("the weights init_from names are not those this run's adapter began on")
         check_weights(checkpoint["state_dict"], self._whole(own))

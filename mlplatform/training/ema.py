@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch as L
@@ -18,8 +17,8 @@ from mlplatform.models.share import Share
 class AveragedWeights(Callback):
     """average <- d * average + (1 - d) * weights after each step, with d = min(decay, (1 + steps) / (10 + steps)).
 
-    The average is kept in fp32 whatever the weights' type (in bf16 it would stand still), and takes a second copy of
-    the trained parameters' memory. The ramp of d keeps a short run's average from being its start.
+    The average is kept in fp32 whatever the weights' type (in bf16 it would stand still), of what a rank holds of the
+    trained parameters: a second copy of that. The ramp of d keeps a short run's average from being its start.
 
     Args:
         decay: the limit of d.
@@ -36,7 +35,7 @@ class AveragedWeights(Callback):
             return
         if {n: a.shape for n, a in self.average.items()} != {n: share.shape(p) for n, p in own.items()}:
             raise CheckpointError("the checkpoint's averaged weights are not those of this model; set trainer.ema=null")
-        self.average = {name: a.to(share.held(own[name]).device) for name, a in self.average.items()}
+        self.average = {name: share.part(own[name], a) for name, a in self.average.items()}
 
     @torch.no_grad()
     def update(self, module: L.LightningModule, steps: int) -> None:
@@ -46,21 +45,13 @@ class AveragedWeights(Callback):
         for name, p in self._weights(module).items():
             self.average[name].lerp_(share.held(p).float(), 1 - keep)
 
-    @contextlib.contextmanager
-    def applied(self, module: L.LightningModule) -> Iterator[None]:
+    def applied(self, module: L.LightningModule) -> contextlib.AbstractContextManager[None]:
         """Put the average in the place of the weights for a while."""
-        held = {name: self._share(module).held(p) for name, p in self._weights(module).items()}
-        kept = {name: weights.clone() for name, weights in held.items()}
-        try:
-            for name, weights in held.items():
-                weights.copy_(self.average[name])
-            yield
-        finally:
-            for name, weights in held.items():
-                weights.copy_(kept[name])
+        return self._share(module).exchanged({p: self.average[name] for name, p in self._weights(module).items()})
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["ema"] = dict(self.average)
+        own, share = self._weights(pl_module), self._share(pl_module)
+        checkpoint["ema"] = {name: share.written(own[name], part) for name, part in self.average.items()}
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if "ema" not in checkpoint:

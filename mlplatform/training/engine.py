@@ -74,9 +74,6 @@ def preflight(
     place = find(settings.accelerator, settings.devices)
     arrangement = strategy.build()
     arrangement.check(place, settings.precision)
-    if settings.ema is not None and not arrangement.averages:
-        told = f"strategy={strategy.kind} keeps no average of its weights; set it to null, or use strategy=fsdp"
-        raise SpecError(problems=[("trainer.ema", told)])
     if settings.activation_checkpointing == "selective" and not arrangement.keeps_some:
         told = f"strategy={strategy.kind} gathers weights within layers, as often as it likes; set it to full"
         raise SpecError(problems=[("trainer.activation_checkpointing", told)])

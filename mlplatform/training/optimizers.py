@@ -51,7 +51,8 @@ def decay_groups(model: nn.Module, named: Named) -> list[dict[str, Any]]:
     the output matrix counts as a table.
     """
     tables = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
-    still = [(n, p) for n, p in named if p.ndim < 2 or n.endswith("bias") or id(p) in tables]
+    dims = {n: len(getattr(p, "ds_shape", p.shape)) for n, p in named}  # DeepSpeed's pieces are flat
+    still = [(n, p) for n, p in named if dims[n] < 2 or n.endswith("bias") or id(p) in tables]
     names = {n for n, _ in still}
     groups = [{"params": part} for part in by_mesh([(n, p) for n, p in named if n not in names])]
     return groups + [{"params": part, "weight_decay": 0.0} for part in by_mesh(still)]

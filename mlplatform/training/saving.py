@@ -139,14 +139,22 @@ class FolderIO(CheckpointIO):
         Raises:
             CheckpointError: it is damaged.
         """
-        path = Path(path)
+        live = self.live()
+        return self.open(Path(path), lambda stored, name: stored.like(name, live.get(name.rpartition("/")[2])))
+
+    def open(self, path: Path, take: Callable[[Stored, str], Any]) -> dict[str, Any]:
+        """Return a checkpoint, its tensors as `take` gets them from what is stored. All ranks call it.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
         if (wrong := _damage(path)) is not None:
             raise CheckpointError(f"{path} is damaged: {wrong}; resume from an earlier checkpoint")
-        state, live = json.loads((path / STATE).read_text()), self.live()
+        state = json.loads((path / STATE).read_text())
 
-        def read(stem: str) -> dict[str, Tensor]:
+        def read(stem: str) -> dict[str, Any]:
             stored = Stored(path, stem)
-            return {name: stored.like(name, live.get(name.rpartition("/")[2])) for name in stored}
+            return {name: take(stored, name) for name in stored}
 
         state["state_dict"] = {PREFIX + name: tensor for name, tensor in read("model").items()}
         if averaged := read("ema"):

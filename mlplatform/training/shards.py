@@ -164,3 +164,29 @@ class Stored(Mapping[str, Tensor]):
             raise CheckpointError(f"{path}: {error}") from None
         self._read += part.nbytes
         return part
+
+
+class Unread(NamedTuple):
+    """A stored tensor that is read when it is asked for."""
+
+    stored: Stored
+    name: str
+
+    @property
+    def shape(self) -> torch.Size:
+        """Return the shape of all of it."""
+        return torch.Size(self.stored.entries[self.name].shape)
+
+    def whole(self) -> Tensor:
+        """Return all of it."""
+        return self.stored.read(self.name)
+
+    def stretch(self, start: int, count: int) -> Tensor:
+        """Return so many numbers of the flat tensor; only the rows that hold them are read."""
+        if not self.shape:
+            return self.whole().view(1)[start : start + count]
+        row = math.prod(self.shape[1:])
+        first, last = start // row, -(-(start + count) // row)
+        rest = self.shape[1:]
+        found = self.stored.read(self.name, (first, *[0] * len(rest)), (last - first, *rest))
+        return found.flatten()[start - first * row :][:count]

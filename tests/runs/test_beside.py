@@ -97,8 +97,8 @@ def losses(rows: list[dict[str, Any]]) -> dict[tuple[int, str], float]:
 
 def held(model: Any) -> float:
     """Return which share of a model's numbers this rank has."""
-    parts = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]
-    return sum(p.numel() for p in parts) / sum(p.numel() for p in model.parameters())
+    parts = [p.to_local() if isinstance(p, DTensor) else getattr(p, "ds_tensor", p) for p in model.parameters()]
+    return sum(p.numel() for p in parts) / sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
 
 
 @pytest.mark.parametrize(
@@ -110,12 +110,16 @@ def held(model: Any) -> float:
         ("teacher", "tp"),
         ("adapter", "fsdp"),
         ("parts", "fsdp"),
+        ("reference", "zero3 strategy.keep=100"),
+        ("teacher", "zero3 strategy.keep=100"),
+        ("adapter", "zero3 strategy.keep=100"),
+        ("parts", "zero3 strategy.keep=100"),
     ],
 )
 def test_two_ranks_train_as_one_process_and_hold_half(tmp_path: Path, base: Path, name: str, strategy: str) -> None:
     overrides = [*PLAIN, *options(name, base, tmp_path), "trainer.max=4 steps"]
     rows = curves(finished(tmp_path, *overrides))
-    run = prepared(tmp_path, *overrides, f"strategy={strategy}", "trainer.devices=2")
+    run = prepared(tmp_path, *overrides, *f"strategy={strategy}".split(), "trainer.devices=2")
     shares = in_two(run)
     assert all(len(own) == (2 if name in ("reference", "teacher") else 1) for own in shares)
     assert all(share < 0.55 for own in shares for share in own.values()), shares

@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_runs import SMALL, curves, scenes
+import torch
+from tiny_runs import SMALL, curves, finished, scenes
 
+import mlplatform as mp
 from mlplatform.runs import record
 from mlplatform.runs.folder import runs_in
+from mlplatform.runs.weights import load_run
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -46,6 +49,25 @@ def test_trains_with_several_devices_and_goes_on_under_another_strategy(
     [other] = [run for run in runs_in(tmp_path / "outputs") if run != folder]
     # The rate's course is over eight steps at first and twelve afterwards; the first step is the same.
     assert curves(folder)[0]["train/loss"] == pytest.approx(curves(other)[0]["train/loss"], rel=1e-5)
+
+
+def test_an_adapter_trained_in_pieces_is_merged_and_goes_on_in_one_process(tmp_path: Path) -> None:
+    base = finished(tmp_path, "trainer.max=2 steps")
+    data = ["data=jsonl", f"data.path={scenes(tmp_path)}", "data.validation=0.2", f"outputs={tmp_path / 'outputs'}"]
+    adapter = [f"init_from={base}", "adapter=lora", "adapter.dora=true", "adapter.dropout=0.1", "optimizer=adamw"]
+    pieces = ["strategy=zero3", "strategy.keep=100", "trainer.devices=2", "trainer.precision=bf16-mixed"]
+    said = mlplatform("train", *SMALL, *data, *adapter, *pieces, "trainer.ema=0.9", "optimizer.lr=0.01")
+    assert said.returncode == 0, said.stderr
+    [run] = [folder for folder in runs_in(tmp_path / "outputs") if folder != base]
+    assert list((run / "samples").iterdir())
+    said = mlplatform("export", str(run), str(tmp_path / "merged"))
+    assert said.returncode == 0, said.stderr
+    merged, before = mp.load(tmp_path / "merged").state_dict(), load_run(base).state_dict()
+    moved = {name for name, tensor in before.items() if not torch.equal(tensor, merged[name])}
+    assert moved == {f"trunk.layers.0.attention.{name}.weight" for name in "qv"}
+    said = mlplatform("resume", str(run), "trainer.max='12 steps'", "strategy.kind=single", "trainer.devices=1")
+    assert said.returncode == 0, said.stderr
+    assert record.read(run)["steps"] == 12
 
 
 def test_what_does_not_fit_is_one_line_before_any_process_starts(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ LOOSE = {"gather=bf16": 1e-3, "precision=bf16-mixed": 1e-3}
 FEW = {
     "fsdp": ["activation_checkpointing=selective", "offload=true", "adapter=lora", "freeze=[trunk.input, *.mlp]"],
     "tp": ["activation_checkpointing=selective", "adapter.dora=true", "freeze=[trunk.input, *.mlp]"],
-    "zero3": ["freeze=[trunk.input, *.mlp]", "clip_norm=0.1"],
+    "zero3": ["freeze=[trunk.input, *.mlp]", "clip_norm=0.1", "adapter.dora=true", "ema=0.9"],
 }
 STEPS = 4
 
@@ -127,6 +127,4 @@ def test_the_table_is_not_stale() -> None:
 def test_what_is_refused_says_what_to_change() -> None:
     refused = {(o, s): refusal(o, s) for o in OPTIONS for s in STRATEGIES if refusal(o, s) is not None}
     assert all("\n" not in told for told in refused.values())
-    assert "use strategy=fsdp" in refused["ema=0.9", "zero3"]
     assert "set it to full" in refused["activation_checkpointing=selective", "zero3"]
-    assert "use zero2 or fsdp" in refused["adapter=lora", "zero3"]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.distributed import checkpoint as dcp
 from torch.distributed import destroy_process_group, init_process_group
@@ -21,7 +22,7 @@ from training_runs import in_process, in_processes, ranks
 from mlplatform.errors import CheckpointError, RunError
 from mlplatform.training.checkpoints import damage, folder_name
 from mlplatform.training.saving import FolderIO
-from mlplatform.training.shards import Stored
+from mlplatform.training.shards import Stored, Unread
 
 pytestmark = pytest.mark.distributed
 STEP = 3
@@ -90,6 +91,27 @@ def _save(folder: Path, layout: str) -> None:
             for parameter in model.parameters():
                 parameter.zero_()
         io.join()
+
+
+def test_a_stretch_of_a_flat_tensor_reads_the_rows_that_hold_it(tmp_path: Path) -> None:
+    tensors = {"cube": torch.arange(84.0).reshape(7, 4, 3), "row": torch.arange(5.0), "scalar": torch.tensor(3.0)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    stored = Stored(tmp_path, "model")
+    read: list[tuple[int, ...]] = []
+    whole = stored.read
+    stored.read = lambda *asked: (read.append(asked[-1]), whole(*asked))[1]  # type: ignore[method-assign,assignment]
+    for name, tensor in tensors.items():
+        unread = Unread(stored, name)
+        assert unread.shape == tensor.shape
+        assert torch.equal(unread.whole(), tensor)
+        numbers = tensor.flatten()
+        for start in range(len(numbers) + 1):
+            for count in {0, 1, (len(numbers) - start) // 2, len(numbers) - start}:
+                if start + count <= len(numbers):
+                    assert torch.equal(unread.stretch(start, count), numbers[start : start + count])
+    read.clear()
+    assert Unread(stored, "cube").stretch(13, 20).tolist() == list(range(13, 33))
+    assert read == [(2, 4, 3)]  # of seven
 
 
 def _load(folder: Path, layout: str) -> None:

@@ -26,13 +26,21 @@ class OwnParts:
         for holder in module.modules() if deep else [module]:
             for name, parameter in holder._parameters.items():
                 if parameter is not None:
-                    holder._parameters[name] = nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype))
+                    holder._parameters[name] = nn.Parameter(torch.empty(self.shape(parameter), dtype=parameter.dtype))
                     lent.append((holder, name, parameter))
         yield
         for holder, name, parameter in lent:
             whole: Any = holder._parameters[name]
             holder._parameters[name] = parameter
-            keep(parameter.detach(), whole.detach())
+            self.keep(parameter, whole.detach())
+
+    def shape(self, parameter: nn.Parameter) -> torch.Size:
+        """Return the shape of a whole parameter."""
+        return parameter.shape
+
+    def keep(self, parameter: nn.Parameter, whole: Tensor) -> None:
+        """Keep this rank's part of a parameter."""
+        keep(parameter.detach(), whole)
 
     def put(self, name: str, whole: Tensor) -> None:
         """Keep this rank's part of a tensor."""

@@ -9,29 +9,45 @@ import contextlib
 import logging
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.seed import reset_seed
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mlplatform.models.share import Share
+from mlplatform.training.sharding import flat
+from mlplatform.training.sharding.filling import ONE, answering, convert, make_in_pieces
+from mlplatform.training.sharding.flat import Flat
 from mlplatform.training.sharding.states import by_name, regrouped
-from mlplatform.training.shards import Piece
+from mlplatform.training.shards import Piece, Unread
 
 
 class ZeroShare(Share):
-    """Weights, gradients or moments in DeepSpeed's flat pieces, by stage; it clips, and says the norm afterwards."""
+    """Weights, gradients or moments in DeepSpeed's flat pieces, by stage; it clips, and says the norm afterwards.
+
+    Args:
+        options: DeepSpeed's `zero_optimization`.
+
+    Attributes:
+        beside: engines of models that never train.
+    """
 
     clips = False
     engine: Any = None
 
+    def __init__(self, number: int, count: int, options: Mapping[str, Any]) -> None:
+        super().__init__(number, count)
+        self.options, self.beside = options, list[Any]()
+
     def divide(self, model: nn.Module) -> None:
         """Give scalar weights a dimension, in place: DeepSpeed sends nothing without one between ranks.
 
-        What reads them works on, by broadcasting; checkpoints hold them as they were.
+        What reads them works on, by broadcasting; checkpoints hold them as they were. A model on the meta device gets
+        its memory and its values then, at stage 3.
         """
         for module in model.modules():
             for name, p in list(module.named_parameters(recurse=False)):
@@ -39,6 +55,10 @@ class ZeroShare(Share):
                     row: Any = nn.Parameter(p.detach()[None], requires_grad=p.requires_grad)
                     row.scalar = True
                     module.register_parameter(name, row)
+        if any(p.is_meta for p in model.parameters()):
+            make_in_pieces(model, "offload_param" in self.options)
+            if not any(p.requires_grad for p in model.parameters()):  # a reference, a teacher
+                self.beside.append(answering(model, self.options))
 
     @property
     def divides(self) -> bool:  # type: ignore[override]
@@ -54,20 +74,58 @@ class ZeroShare(Share):
 
     def changed(self, parameter: nn.Parameter) -> None:
         """Take note of a weight that its block changed by itself: where weights are in pieces, change this rank's."""
-        if hasattr(parameter, "ds_tensor"):
-            piece: Any = parameter.ds_tensor
-            flat = parameter.detach().flatten()
-            start = piece.ds_numel * self.number
-            own = flat[start : start + piece.ds_numel]
-            piece.data[: own.numel()].copy_(own)
+        if hasattr(parameter, "ds_id"):
+            own, start = flat.computed(parameter)
+            own.copy_(parameter.detach().flatten()[start : start + own.numel()])
 
     def shape(self, parameter: Any) -> torch.Size:
         """Return the shape of a whole parameter."""
-        return torch.Size() if hasattr(parameter, "scalar") else getattr(parameter, "ds_shape", parameter.shape)
+        return flat.shape(parameter)
 
     def held(self, parameter: nn.Parameter) -> Tensor:
-        """Return what this rank holds of a parameter, in the shape checkpoints have, to read and to change in place."""
-        return parameter.detach().view(()) if hasattr(parameter, "scalar") else parameter.detach()
+        """Return this rank's piece of a weight that trains, in fp32."""
+        return flat.stepped(parameter).values
+
+    def whole(self, tensor: Any) -> Tensor:
+        """Return all of a parameter or buffer; all ranks call it."""
+        return flat.whole(tensor, flat.computed(tensor)) if hasattr(tensor, "ds_id") else tensor.detach()
+
+    def part(self, parameter: nn.Parameter, stored: Unread) -> Tensor:
+        """Return this rank's piece of a tensor that a checkpoint holds."""
+        own, start = flat.stepped(parameter)
+        return stored.stretch(start, own.numel()).to(own.device)
+
+    def written(self, parameter: nn.Parameter, part: Tensor) -> Piece:
+        """Return the rows this rank writes of a tensor that is in pieces as the weight is."""
+        return self.rows(parameter, flat.whole(parameter, Flat(part, flat.stepped(parameter).start)))
+
+    def rows(self, parameter: nn.Parameter, whole: Tensor) -> Piece:
+        """Return the rows this rank writes of a whole tensor."""
+        return flat.rows(parameter, whole, self.number, self.count)
+
+    @contextlib.contextmanager
+    def exchanged(self, values: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
+        """Within, the model computes with other values, of which each rank gives its piece; those that train stay."""
+        try:
+            self._compute_with(values)
+            yield
+        finally:
+            self._compute_with({p: self.held(p) for p in values})
+
+    @torch.no_grad()
+    def _compute_with(self, values: Mapping[nn.Parameter, Tensor]) -> None:
+        for p, value in values.items():
+            if hasattr(p, "ds_id"):
+                flat.computed(p).values.copy_(value)
+            else:
+                p.copy_(flat.whole(p, Flat(value, flat.stepped(p).start)).view_as(p))
+        self.gather_anew()
+
+    def gather_anew(self) -> None:
+        """At stage 3, have what stays whole agree with its pieces, and let go of the rest."""
+        if self.divides:
+            self.engine.optimizer._partition_all_parameters()
+            _gather_small(self.engine.optimizer)
 
 
 class ZeroStrategy(DeepSpeedStrategy):
@@ -85,8 +143,7 @@ class ZeroStrategy(DeepSpeedStrategy):
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
             "gradient_clipping": clip_norm or 0.0,
-            "train_micro_batch_size_per_gpu": 1,
-            "steps_per_print": 2**31,
+            **ONE,
         }
         super().__init__(config=config, process_group_backend=backend, logging_level=logging.ERROR)
         self.share = share
@@ -119,11 +176,17 @@ class ZeroStrategy(DeepSpeedStrategy):
         for child in model.children():
             if child is not model.model:
                 child.to(self.root_device)
+        number = torch.bfloat16 if self.precision_plugin.precision == "bf16-mixed" else torch.float32
+        for p in model.model.parameters():
+            if hasattr(p, "ds_id"):  # of a model made in pieces, whose type the engine leaves as it is
+                convert(p, number)
         engine, optimizer = super()._setup_model_and_optimizer(model.model, optimizer, lr_scheduler)
         self.share.engine = engine
         for p in model.model.parameters():
             if hasattr(p, "scalar"):
                 p.is_external_param = True  # read by the task too, so no pass of the model may put it away
+        if self.share.divides:
+            _register_elsewhere(model.model)
         _gather_small(optimizer)
         return engine, optimizer
 
@@ -156,9 +219,6 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Return this rank's rows of all weights, those that train in fp32. One at a time is gathered."""
-        from deepspeed.runtime.zero import GatheredParameters
-        from deepspeed.utils import safe_get_full_fp32_param
-
         module: Any = self.lightning_module
         found = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith("model.")}
         parameters = self._parameters()
@@ -166,41 +226,33 @@ class ZeroStrategy(DeepSpeedStrategy):
             p = parameters.get(name)
             if p is None:
                 found[f"model.{name}"] = tensor
-            elif p.requires_grad:
-                found[f"model.{name}"] = self._rows(p, safe_get_full_fp32_param(p))
-            else:
-                with GatheredParameters([p]):
-                    found[f"model.{name}"] = self._rows(p, p.detach())
-        _gather_small(self.optimizers[0])
+            elif p.requires_grad or not module.adapted:  # a run of adapters saves only what trains
+                found[f"model.{name}"] = self.share.rows(p, flat.gathered(p))
         return found
 
     @torch.no_grad()
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        from deepspeed.runtime.zero import GatheredParameters
-
+        """Read this rank's pieces, and whole what it holds whole: one tensor at a time."""
         module: Any = self.lightning_module
         own = module.state_dict(keep_vars=True)
-        for name, whole in checkpoint["state_dict"].items():
-            whole = whole.to(self.root_device)
-            if isinstance(own[name], nn.Parameter) and hasattr(own[name], "ds_id"):
-                with GatheredParameters([own[name]], modifier_rank=0):
-                    own[name].data.copy_(whole)
+        stored: Mapping[str, Unread] = checkpoint["state_dict"]
+        for name, given in stored.items():
+            if hasattr(own[name], "ds_id"):
+                _put(flat.computed(own[name]), given)
             else:
-                own[name].data.copy_(whole)
+                own[name].data.copy_(given.whole())
             if own[name].requires_grad:
-                _put(own[name], whole.float())
-        _gather_small(self.optimizers[0])
+                _put(flat.stepped(own[name]), given)
+        self.share.gather_anew()
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         """Return the state in the groups of one process, this rank's rows of each moment. All ranks call it."""
-        from deepspeed.utils import safe_get_full_optimizer_state
-
         base, parameters = _base(optimizer), self._parameters()
         _link(optimizer)
         entries: dict[str, dict[str, Any]] = {}
 
         def rows(name: str, key: str) -> Piece:
-            return self._rows(parameters[name], safe_get_full_optimizer_state(parameters[name], key))
+            return self.share.written(parameters[name], flat.stepped(parameters[name], key).values)
 
         for group, flats in zip(base.param_groups, _flats(optimizer), strict=True):
             held = base.state.get(flats[0], {})
@@ -221,43 +273,41 @@ class ZeroStrategy(DeepSpeedStrategy):
         for group, flats in zip(base.param_groups, _flats(optimizer), strict=True):
             saved, first = options[group["param_names"][0]], entries.get(group["param_names"][0], {})
             group.update({key: value for key, value in saved.items() if key not in ("params", "param_names")})
-            for flat in flats:
-                base.state[flat] = {k: torch.zeros_like(flat) if k in each else deepcopy(v) for k, v in first.items()}
+            for piece in flats:
+                base.state[piece] = {k: torch.zeros_like(piece) if k in each else _read(v) for k, v in first.items()}
         _link(optimizer)
         for name, entry in entries.items():
-            for key, value in entry.items():
-                if key in each:
-                    _put(parameters[name], value.float().to(self.root_device), key)
+            for key in each & entry.keys():
+                _put(flat.stepped(parameters[name], key), entry[key])
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Write this rank's rows: every rank does."""
         self.checkpoint_io.save_checkpoint(checkpoint, filepath)
 
-    def _rows(self, parameter: nn.Parameter, whole: Any) -> Piece:
-        """Return the rows of a gathered weight or moment that this rank writes, in memory of their own."""
-        size = -(-len(whole) // self.share.count)
-        start = min(size * self.share.number, len(whole))
-        own = whole[start : start + size].detach().to("cpu", copy=True)
-        if hasattr(parameter, "scalar"):
-            return Piece(own.view(()) if own.numel() else own, (), ())
-        return Piece(own, (start, *[0] * (whole.dim() - 1)), tuple(whole.shape))
-
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
+        """Return a checkpoint whose tensors are read when they are asked for."""
+        io: Any = self.checkpoint_io
+        return io.open(Path(checkpoint_path), Unread)
 
 
-def _put(parameter: Any, whole: Tensor, key: str | None = None) -> None:
-    """Give this rank its piece of a weight kept in fp32, or of one of its moments.
+def _put(piece: Flat, given: Unread) -> None:
+    """Give this rank its piece of a stored tensor."""
+    piece.values.copy_(given.stretch(piece.start, piece.values.numel()))
 
-    As DeepSpeed's `safe_set_full_*`, which at stage 3 can't take a number of weights that ranks don't divide.
-    """
-    if not hasattr(parameter, "ds_id"):
-        return parameter.set_full_hp_param(whole, key)
-    held = parameter._z3_optimizer
-    piece, _ = held._get_fp32_opt_state_partition(parameter, release_swap_buffers=False, optim_state_key=key)
-    start = piece.numel() * held._get_param_partition_rank(parameter)
-    own = whole.flatten()[start : start + piece.numel()]
-    piece.data[: own.numel()].copy_(own)
+
+def _read(entry: Any) -> Any:
+    return entry.whole() if isinstance(entry, Unread) else deepcopy(entry)
+
+
+def _register_elsewhere(model: nn.Module) -> None:
+    """Have the weights at hand that DoRA's part of a layer reads from the others, also where it is compiled."""
+    from deepspeed.runtime.zero import register_external_parameter
+
+    for module in model.modules():
+        for name, part in getattr(module, "lora_magnitude_vector", {}).items():
+            base: Any = module.base_layer
+            for p in (*base.parameters(), module.lora_A[name].weight):  # type: ignore[index,union-attr]
+                register_external_parameter(part, p)
 
 
 def _gather_small(optimizer: Any) -> None:
@@ -270,7 +320,7 @@ def _gather_small(optimizer: Any) -> None:
 
 def _flat(value: Any) -> bool:
     """Whether an entry of an optimizer's state has a number for each weight."""
-    return isinstance(value, Tensor) and value.ndim > 0
+    return isinstance(value, Tensor | Unread) and len(value.shape) > 0
 
 
 def _base(optimizer: Any) -> Optimizer:

@@ -30,7 +30,6 @@ class Arrangement:
 
     Attributes:
         precisions: those it can train in, where the device can.
-        averages: whether an average of the weights can be kept beside them.
         keeps_some: whether results within a layer can be kept where the rest of it is computed again.
         fills: whether ranks give memory to their own parts of a model that has none yet.
         offload: whether what a rank holds lies in the machine's memory instead of the device's.
@@ -38,7 +37,6 @@ class Arrangement:
     """
 
     kind: str
-    averages = True
     keeps_some = True
     fills = False
     offload = False

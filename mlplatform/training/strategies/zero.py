@@ -53,7 +53,7 @@ class ZeRO(Arrangement):
         """Return which part of each batch is this process's."""
         from mlplatform.training.sharding.zero import ZeroShare
 
-        return ZeroShare(place.rank, place.processes)
+        return ZeroShare(place.rank, place.processes, self.options())
 
     def plugin(self, number: PrecisionName, device: str) -> Precision:
         """Return Lightning's precision plugin for DeepSpeed: in bf16-mixed all computes in bf16, on weights in fp32."""
@@ -113,17 +113,11 @@ class Zero3(ZeRO):
     """
 
     stage = 3
-    averages = False
     keeps_some = False
+    fills = True
 
     def __init__(self, *, offload: bool = False, keep: Positive = 100_000) -> None:
         self.offload, self.keep = offload, keep
-
-    def check_model(self, model: nn.Module, optimizer: Spec, place: Place) -> None:
-        """Refuse adapters too, of which something must be known while they are in pieces."""
-        super().check_model(model, optimizer, place)
-        if getattr(model, "adapted", False):
-            raise SpecError(problems=[("strategy", "zero3 does not train adapters; use zero2 or fsdp")])
 
     def options(self) -> dict[str, Any]:
         """Return DeepSpeed's own options of the stage."""
