@@ -38,8 +38,9 @@ def main(argv: list[str]) -> int:
     except ChildFailedError as error:
         rank = culprit(error.failures)
         failure = error.failures[rank]
-        # Rank 0 has written down its own end, unless it was killed; and being asked to stop is no failure.
-        if (rank > 0 or failure.exitcode < 0) and record.read(folder)["status"] != "preempted":
+        # Rank 0 has written down its own end, unless it was killed. That it was asked to stop is no failure of its own;
+        # after another's death it may say so too, for the agent asked.
+        if rank > 0 or (failure.exitcode < 0 and record.read(folder)["status"] != "preempted"):
             told = Scrubber(secrets_of(folder).values())(words(rank, failure))
             again = failure.exitcode != PlatformError.exit_code
             record.update(folder, status="failed", ended=time.time(), error=told, again=again)

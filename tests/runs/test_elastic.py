@@ -70,6 +70,16 @@ def test_a_rank_that_dies_ends_all_and_is_named(
 
 
 @pytest.mark.distributed
+def test_a_death_is_no_preemption_whatever_rank_0_makes_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parent}:{Path(launch.__file__).parents[2]}")
+    folder = prepared(tmp_path, *TWO)
+    assert launch.run_ranks(folder, 2, ["stopped_rank", str(folder)]) == 1
+    known = record.read(folder)
+    assert (known["status"], known["error"]) == ("failed", "rank 1 was killed by SIGKILL")
+    assert known["again"]
+
+
+@pytest.mark.distributed
 def test_a_rank_that_stalls_is_not_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = prepared(tmp_path, *TWO, "trainer.max='4000 steps'", "trainer.timeout=5")
     told = r"TimeoutError: rank 0 waited 5 s for the other ranks \(trainer\.timeout\); one of them stalls"
