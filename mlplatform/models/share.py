@@ -71,7 +71,7 @@ class Share:
 
     def whole(self, tensor: Any) -> Tensor:
         """Return all of a parameter or buffer; all ranks call it."""
-        return tensor.detach().full_tensor() if hasattr(tensor, "full_tensor") else tensor.detach()
+        return gathered(tensor.detach())
 
     def part(self, parameter: nn.Parameter, stored: Any) -> Tensor:
         """Return this rank's part of a tensor that a checkpoint holds, divided as the parameter is."""
@@ -97,6 +97,13 @@ class Share:
     def shape(self, parameter: Tensor) -> torch.Size:
         """Return the shape of a whole parameter."""
         return parameter.shape
+
+
+def gathered(tensor: Any) -> Tensor:
+    """Return all of a tensor, which may be divided among ranks: all of them call it."""
+    if not hasattr(tensor, "full_tensor"):
+        return tensor
+    return tensor.to(tensor.device_mesh.device_type).full_tensor()  # what lies in main memory is sent from the device
 
 
 def total_norm(gradients: Iterable[Tensor]) -> Tensor:

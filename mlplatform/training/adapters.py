@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -89,15 +90,11 @@ class LoRA:
         return dict(holder["alone"].state_dict())
 
     def _inject(self, modules: list[str], model: nn.Module) -> None:
-        from peft import inject_adapter_in_model
-
-        inject_adapter_in_model(self.config(modules), model)
+        _peft().inject_adapter_in_model(self.config(modules), model)
 
     def config(self, modules: list[str], **more: Any) -> Any:
         """Return peft's config for the linear maps of those names."""
-        from peft import LoraConfig
-
-        return LoraConfig(
+        return _peft().LoraConfig(
             r=self.rank,
             lora_alpha=int(self.alpha) if float(self.alpha).is_integer() else self.alpha,  # type: ignore[arg-type]
             lora_dropout=self.dropout,
@@ -171,6 +168,19 @@ def _without(model: nn.Module) -> Iterator[dict[str, Any]]:
 def _place(model: nn.Module, path: str, module: nn.Module) -> None:
     holder, _, last = path.rpartition(".")
     setattr(model.get_submodule(holder), last, module)
+
+
+def _peft() -> Any:
+    """Return peft. It imports torchao, at whose types torch grumbles to whoever reads the run's output."""
+    grumbling = logging.getLogger("torch.utils._pytree")
+    before = grumbling.level
+    grumbling.setLevel(logging.ERROR)
+    try:
+        import peft
+
+        return peft
+    finally:
+        grumbling.setLevel(before)
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, dict[str, Tensor]]:

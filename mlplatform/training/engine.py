@@ -313,6 +313,9 @@ def _quiet_lightning() -> Iterator[None]:
             warnings.filterwarnings("ignore", "You defined a `validation_step` but have no `val_dataloader`")
             warnings.filterwarnings("ignore", "GPU available but not used")
             warnings.filterwarnings("ignore", "The `srun` command is available")  # processes are the launcher's
+            warnings.filterwarnings(
+                "ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning
+            )  # DeepSpeed's calls
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)  # Lightning's own
             yield
     finally:

@@ -58,7 +58,7 @@ ROWS: dict[str, list[str]] = {
     ],
     "optimizer.lr=${optimizer.rate}": ["'${optimizer.rate}' refers to 'optimizer.rate', which is not there"],
     "optimizer.lr=${optimizer.lr}": ["optimizer.lr: '${optimizer.lr}' can't be resolved: Recursive interpolation"],
-    "optimizer.lr=${now:%Y}": ["optimizer.lr: '${now:%Y}' names no resolver there is; there are oc.env"],
+    "optimizer.lr=${soon:%Y}": ["optimizer.lr: '${soon:%Y}' names no resolver there is; there are oc.env"],
     "optimizer.lr=${oc.env:NO_SUCH_NAME}": ["needs the environment variable NO_SUCH_NAME"],
     "model=nothing": ["refers to 'model.trunk.deep', which is not there", "model/nothing.yaml:2"],
     "model=round": ["the defaults lists go in a circle: model/round -> model/about -> model/round"],

@@ -86,7 +86,3 @@ class OwnPieces(OwnParts):
         """Gather a parameter."""
         own = self._named(name)
         return flat.whole(own, flat.computed(own)).view(flat.shape(own)).cpu()
-
-    def _named(self, name: str) -> Any:
-        path, _, last = name.rpartition(".")
-        return getattr(self.model.get_submodule(path), last)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from mlplatform.models.share import gathered
 from mlplatform.training.sharding.parts import part_of
 
 
@@ -26,7 +27,8 @@ class OwnParts:
         for holder in module.modules() if deep else [module]:
             for name, parameter in holder._parameters.items():
                 if parameter is not None:
-                    holder._parameters[name] = nn.Parameter(torch.empty(self.shape(parameter), dtype=parameter.dtype))
+                    memory = torch.empty(self.shape(parameter), dtype=parameter.dtype, device="cpu")
+                    holder._parameters[name] = nn.Parameter(memory)
                     lent.append((holder, name, parameter))
         yield
         for holder, name, parameter in lent:
@@ -44,18 +46,15 @@ class OwnParts:
 
     def put(self, name: str, whole: Tensor) -> None:
         """Keep this rank's part of a tensor."""
-        keep(self._own(name), whole)
+        keep(self._named(name).detach(), whole)
 
     def whole(self, name: str) -> Tensor:
         """Gather a parameter."""
-        own = self._own(name)
-        if isinstance(own, DTensor):  # what lies in main memory is sent from the device
-            own = own.to(own.device_mesh.device_type).full_tensor()
-        return own.cpu()
+        return gathered(self._named(name).detach()).cpu()
 
-    def _own(self, name: str) -> Tensor:
+    def _named(self, name: str) -> Any:
         path, _, last = name.rpartition(".")
-        return getattr(self.model.get_submodule(path), last).detach()
+        return getattr(self.model.get_submodule(path), last)
 
 
 def keep(own: Tensor, whole: Tensor) -> None:

@@ -8,12 +8,15 @@ from typing import Any
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
-from torch.distributed.distributed_c10d import _set_pg_timeout
+from torch.distributed import distributed_c10d
 from torch.optim import Optimizer
 
 from mlplatform.training.sharding.holding import held
 from mlplatform.training.sharding.mesh import MeshShare
 from mlplatform.training.sharding.states import divided_state, joined_state
+
+set_timeout = getattr(distributed_c10d, "set_timeout", None) or distributed_c10d._set_pg_timeout
+"""How long a group's collectives wait; torch 2.13 has the second name alone."""
 
 
 class MeshStrategy(ModelParallelStrategy):
@@ -31,7 +34,7 @@ class MeshStrategy(ModelParallelStrategy):
         self._setup_distributed()
         self._device_mesh = mesh = self.share.join(self.root_device.type)
         for group in (*mesh.get_all_groups(), self.share.group):  # a mesh's own groups begin with torch's default
-            _set_pg_timeout(self.timeout, group)
+            set_timeout(self.timeout, group)
 
     def model_to_device(self) -> None:
         if not self.share.offload:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from datetime import timedelta
 from typing import Any
 
@@ -53,6 +54,8 @@ class ZeRO(Arrangement):
         """Return which part of each batch is this process's."""
         from mlplatform.training.sharding.zero import ZeroShare
 
+        if place.device == "cpu":  # else DeepSpeed looks for a device, and warns on every rank that there is none
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
         return ZeroShare(place.rank, place.processes, self.options())
 
     def plugin(self, number: PrecisionName, device: str) -> Precision:
