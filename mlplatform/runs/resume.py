@@ -109,4 +109,5 @@ def _changed(folder: Path, before: dict[str, Any], changes: dict[str, Any]) -> t
     if any(path.startswith(("strategy.", "trainer.devices")) for path in given):
         experiment: Experiment = Spec.of(config, "run").build()
         experiment.check_processes()
+        config["trainer"] = experiment.trainer.data  # with a number of devices
     return config, given

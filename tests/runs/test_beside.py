@@ -6,12 +6,12 @@ import json
 import multiprocessing
 import os
 import shutil
-import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from free_port import free_port
 from test_export_sharded import WIDE, Anonymous, in_processes
 from tiny_runs import composed, curves, finished, prepared
 from torch.distributed import destroy_process_group, init_process_group
@@ -59,10 +59,7 @@ def options(name: str, base: Path, folder: Path) -> list[str]:
 
 def in_two(run: Path) -> list[dict[str, float]]:
     """Run a prepared folder by two ranks; return which share each held of the models there, as training began."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    both = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    both = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     both |= {"TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0"}
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mlplatform.runs.worker", "mlplatform.cli.compose"])

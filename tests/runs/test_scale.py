@@ -33,7 +33,7 @@ def done(*words: str) -> None:
 @pytest.mark.parametrize(
     ("strategy", "devices", "then"),
     [
-        ("fsdp", 2, ["strategy.kind=tp"]),
+        ("fsdp", 2, ["strategy.kind=tp", "trainer.devices=auto"]),
         ("zero3", 2, ["strategy.kind=single", "trainer.devices=1"]),
         ("fsdp_tp", 4, ["strategy.kind=fsdp_cp", "trainer.devices=2"]),
     ],

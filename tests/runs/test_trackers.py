@@ -9,7 +9,6 @@ import logging
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ from typing import Any
 
 import pytest
 import wandb_file
+from free_port import free_port
 from tiny_runs import finished
 
 from mlplatform.errors import SpecError
@@ -378,9 +378,7 @@ class Served:
     """A real MLflow server of one folder, which may be killed and started again on the same port."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.folder, self.address = folder, f"http://127.0.0.1:{self.port}"
         folder.mkdir()
 

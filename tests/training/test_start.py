@@ -179,6 +179,7 @@ def _warned(folder: Path, said: Path) -> None:
     logging.getLogger("mlplatform").addHandler(handler)
     divided(begun(spec_of("llama"), str(folder)), "fsdp")
     (said / os.environ["RANK"]).write_text("\n".join(lines))
+    torch.distributed.barrier()  # rank 0 keeps the addresses, which the other may still ask for
 
 
 def test_one_rank_says_once_that_files_hold_no_numbers(

@@ -7,12 +7,12 @@ import io
 import json
 import multiprocessing
 import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from free_port import free_port
 
 from mlplatform.data.files import SHIPPED
 from mlplatform.data.material import DocumentMaterial
@@ -184,14 +184,11 @@ def _with_environment(env: dict[str, str], target: Callable[..., None], argument
 
 def ranks(world: int) -> list[dict[str, str]]:
     """Return the environments torchrun would give the processes of one machine."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     both = {
         "WORLD_SIZE": str(world),
         "LOCAL_WORLD_SIZE": str(world),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(free_port()),
         "TORCHELASTIC_RUN_ID": "test",
         "GROUP_RANK": "0",
     }
