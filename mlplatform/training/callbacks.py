@@ -69,6 +69,14 @@ class Keeping:
     monitor: str | None = None
 
 
+class Listening(NamedTuple):
+    """Who hears of a run on this rank: what keeps the metrics, what shows them, what is told of faults."""
+
+    recorder: Recorder | None
+    display: Display
+    noted: Callable[[Fault], None] | None
+
+
 class Session(Callback):
     """Drives a run from its first to its last step.
 
@@ -77,7 +85,7 @@ class Session(Callback):
 
     Args:
         batches: returns the validation loader; None doesn't validate.
-        policy: what is done about a loss that is not finite. noted: gets what went wrong at a step.
+        policy: what is done about a loss that is not finite.
     """
 
     def __init__(
@@ -89,17 +97,15 @@ class Session(Callback):
         *,
         batches: Callable[[], Any] | None,
         ema: AveragedWeights | None,
-        recorder: Recorder | None,
-        display: Display,
+        listening: Listening,
         signals: StopSignals,
         policy: Policy,
-        noted: Callable[[Fault], None],
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.course, self.plan, self.feed, self.speed, self.keeping = course, course.plan, feed, speed, keeping
         self.batches, self.ema = batches, ema
-        self.recorder, self.display, self.signals, self.now = recorder, display, signals, now
-        self.faults, self.noted = Faults(policy, self._fault), noted
+        self.recorder, self.display, self.noted = listening
+        self.faults, self.signals, self.now = Faults(policy, self._fault), signals, now
         plan = course.plan
         self.timed = any(part and part.unit == "seconds" for part in (plan.whole, plan.log, plan.validate, plan.save))
         self.clock = Clock()
@@ -244,7 +250,8 @@ class Session(Callback):
     def _fault(self, fault: Fault, count: int) -> None:
         self.display.say(f"step={fault.step} {fault.what}")
         self._record({f"faults/{fault.kind}": float(count)})
-        self.noted(fault)
+        if self.noted is not None:
+            self.noted(fault)
 
     def _record(self, values: dict[str, float]) -> None:
         if self.recorder is not None:

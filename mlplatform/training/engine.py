@@ -22,7 +22,7 @@ from mlplatform.models.costs import training_flops_per_token
 from mlplatform.models.share import Share
 from mlplatform.registry import Spec
 from mlplatform.training import optimizers, precision
-from mlplatform.training.callbacks import Best, Course, Keeping, Session
+from mlplatform.training.callbacks import Best, Course, Keeping, Listening, Session
 from mlplatform.training.checkpoints import clean, newest_whole, prune
 from mlplatform.training.ema import AveragedWeights
 from mlplatform.training.faults import Fault, Stop
@@ -129,8 +129,7 @@ def fit(
         RunError: the loss is not finite, the disk is full, or a second SIGINT.
     """
     settings: TrainerSettings = trainer.build()
-    place = replace(Place.find(settings.accelerator, settings.devices), timeout=settings.timeout)
-    place.join()
+    place = _joined(settings)
     arrangement = strategy.build()
     shown: Display = (show or display()) if place.rank == 0 else Quiet()
     watchdog = _watchdog(data)
@@ -145,11 +144,9 @@ def fit(
             Keeping(folder, io, settings.monitor),
             batches=_held_out(settings, data, watchdog),
             ema=AveragedWeights(settings.ema) if settings.ema is not None else None,
-            recorder=recorder if place.rank == 0 else None,
-            display=shown,
+            listening=Listening(recorder, shown, noted) if place.rank == 0 else Listening(None, shown, None),
             signals=signals,
             policy=settings.on_bad_loss.build() if settings.on_bad_loss is not None else Stop(),
-            noted=noted if noted is not None and place.rank == 0 else lambda fault: None,
             now=now,
         )
         _prepare(task, settings, optimizer, arrangement.share(place), session)
@@ -161,6 +158,13 @@ def fit(
         with _saved_at_its_end(io, folder), _stall_said(place):
             engine.fit(task, train_dataloaders=feed, ckpt_path=resume_from and str(resume_from), weights_only=False)
     return _result(session)
+
+
+def _joined(settings: TrainerSettings) -> Place:
+    """Return where this process stands, once it has met the others of its run."""
+    place = replace(Place.find(settings.accelerator, settings.devices), timeout=settings.timeout)
+    place.join()
+    return place
 
 
 def _prepare(task: Any, settings: TrainerSettings, optimizer: Spec, share: Share, session: Session) -> None:
@@ -287,7 +291,7 @@ def _stall_said(place: Place) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "timed out" not in str(error).lower() or place.world == 1:
+        if "timed out waiting" not in str(error).lower() or place.world == 1:
             raise
         told = f"rank {place.rank} waited {place.timeout} s for the other ranks (trainer.timeout)"
         raise TimeoutError(f"{told}; one of them stalls, or needs more time for a step") from error
@@ -313,9 +317,8 @@ def _quiet_lightning() -> Iterator[None]:
             warnings.filterwarnings("ignore", "You defined a `validation_step` but have no `val_dataloader`")
             warnings.filterwarnings("ignore", "GPU available but not used")
             warnings.filterwarnings("ignore", "The `srun` command is available")  # processes are the launcher's
-            warnings.filterwarnings(
-                "ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning
-            )  # DeepSpeed's calls
+            # DeepSpeed's calls:
+            warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)  # Lightning's own
             yield
     finally:

@@ -132,8 +132,8 @@ class ZeroStrategy(DeepSpeedStrategy):
     """Lightning's strategy, which also runs on CPUs and gives the engine the model of the task.
 
     Args:
-        stage: what is divided: 1 moments, 2 gradients too, 3 weights too.
-        options: more of DeepSpeed's `zero_optimization`.
+        backend: what the processes talk through.
+        options: DeepSpeed's `zero_optimization`.
         clip_norm: largest norm of the gradient.
     """
 
